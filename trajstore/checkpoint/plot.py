@@ -1,0 +1,148 @@
+"""Figures of a metrics history: the six panels that users know, or any metrics."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trajstore.checkpoint.retention import metric_value
+from trajstore.errors import MissingDependencyError, NotFoundError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Series = tuple[list[float], list[float]]
+
+_PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("Episode reward", "reward", (("reward_mean", "mean"),)),
+    ("Reward by role", "reward", (("seeker_reward", "seeker"), ("hider_reward", "hider"))),
+    ("Episode length", "steps", (("episode_len_mean", "mean"),)),
+    ("KL divergence", "KL", (("seeker_kl", "seeker"), ("hider_kl", "hider"), ("kl", "policy"))),
+    ("Entropy", "entropy", (("seeker_entropy", "seeker"), ("hider_entropy", "hider"), ("entropy", "policy"))),
+)
+_STEP_NAMES = ("iteration", "step", "training_iteration")
+
+
+def training_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Six panels over the iterations: rewards, rewards by role, episode length, KL, entropy, latest values.
+
+    Parameters
+    ----------
+    history : the metrics of each iteration; a key ``iteration`` or ``step`` is the x axis, else they count from 1.
+        Metrics that are not there leave their panel empty, saying so.
+
+    Raises
+    ------
+    MissingDependencyError : without matplotlib.
+    """
+    figure, panels = _figure(3, 2)
+    figure.suptitle(title)
+    for axes, (name, unit, lines) in zip(panels, _PANELS):
+        drawn = [_draw(axes, series(history, metric), label) for metric, label in lines]
+        _dress(axes, name, unit, sum(drawn))
+        if name == "KL divergence" and any(drawn):
+            values = [y for metric, _ in lines for y in series(history, metric)[1]]
+            if values and min(values) > 0:
+                axes.set_yscale("log")
+    _summarise(panels[5], history)
+    return figure
+
+
+def metrics_figure(history: Sequence[Mapping[str, Any]], metrics: Sequence[str], title: str = "") -> Figure:
+    """One panel for each of ``metrics`` (nested ones by ``a/b``).
+
+    Raises
+    ------
+    NotFoundError : a metric that no entry of the history has; it names those that there are.
+    """
+    for metric in metrics:
+        if not series(history, metric)[0]:
+            known = sorted({name for entry in history for name in names(entry)} - set(_STEP_NAMES))
+            raise NotFoundError(f"no checkpoint has the metric {metric!r}", hint="there are " + ", ".join(known[:40]))
+    columns = 1 if len(metrics) == 1 else 2
+    figure, panels = _figure(math.ceil(len(metrics) / columns), columns)
+    figure.suptitle(title)
+    for axes, metric in zip(panels, metrics):
+        _dress(axes, metric, "", _draw(axes, series(history, metric), metric))
+    for axes in panels[len(metrics) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def render(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as a file: ``png``, ``svg`` or ``pdf``."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=110)
+    return buffer.getvalue()
+
+
+def series(history: Sequence[Mapping[str, Any]], metric: str) -> Series:
+    """``(x, y)`` of the entries that have a finite value of a metric."""
+    xs, ys = [], []
+    for position, entry in enumerate(history, 1):
+        value = metric_value(entry, metric)
+        if value is not None and math.isfinite(value):
+            at = next((metric_value(entry, name) for name in _STEP_NAMES if name in entry), None)
+            xs.append(float(position) if at is None else at)
+            ys.append(value)
+    return xs, ys
+
+
+def names(metrics: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The numbers in a metrics mapping, nested ones as ``a/b``."""
+    found: list[str] = []
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            found += names(value, f"{prefix}{key}/")
+        elif metric_value({"": value}, "") is not None:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as MatplotlibFigure
+    except ImportError as error:
+        raise MissingDependencyError("plots need matplotlib", hint="pip install matplotlib") from error
+    # Not pyplot: it keeps figures and may look for a screen.
+    figure = MatplotlibFigure(figsize=(6.5 * columns, 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _draw(axes: Axes, line: Series, label: str) -> bool:
+    if line[0]:
+        axes.plot(*line, label=label, marker="o" if len(line[0]) < 30 else None, markersize=3, linewidth=1.5)
+    return bool(line[0])
+
+
+def _dress(axes: Axes, title: str, unit: str, lines: int) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.3)
+    axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+    if lines > 1:
+        axes.legend()
+    if not lines:
+        axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="0.5")
+
+
+def _summarise(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    axes.axis("off")
+    axes.set_title("Latest", fontsize=11)
+    latest = history[-1] if history else {}
+    lines = []
+    for name in names(latest)[:14]:
+        value = metric_value(latest, name)
+        if value is None:
+            continue
+        recent = series(history[-20:], name)[1]
+        mean = f"{math.fsum(recent) / len(recent):12.5g}" if recent else " " * 12
+        lines.append(f"{name[:24]:24s} {value:12.6g} {mean}")
+    head = f"{'':24s} {'latest':>12s} {'mean of 20':>12s}"
+    axes.text(0.0, 0.95, "\n".join([head, *lines]), family="monospace", fontsize=9, va="top", transform=axes.transAxes)

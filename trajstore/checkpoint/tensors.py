@@ -1,0 +1,149 @@
+"""Torch tensors as spans of bytes: which storage they lie in, which part of it, and copies of that.
+
+Nothing here imports torch: a state without tensors needs none, and one with tensors has it loaded already.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from trajstore.errors import MissingDependencyError, SchemaError
+
+if TYPE_CHECKING:
+    import torch
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def is_tensor(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError("this checkpoint holds torch tensors", hint="pip install torch") from error
+    return torch
+
+
+def check_tensor(tensor: torch.Tensor, place: str) -> None:
+    """Refuse what has no plain bytes. Raises ``SchemaError`` naming ``place``."""
+    torch = sys.modules["torch"]
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        raise SchemaError(
+            f"{place} is a {type(tensor).__name__}, not a plain tensor",
+            hint="save its to_local() or full_tensor(), or use trajstore.checkpoint.dcp for sharded states",
+        )
+    if tensor.layout is not torch.strided:
+        raise SchemaError(
+            f"{place} is a sparse tensor ({tensor.layout})", hint="save its indices and values, or to_dense()"
+        )
+    if tensor.is_quantized:
+        raise SchemaError(f"{place} is a quantised tensor", hint="save its int_repr(), scale and zero point")
+    if tensor.is_meta:
+        raise SchemaError(f"{place} is a meta tensor: it has no values", hint="materialise the module first")
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype)[6:]  # "torch.float32"
+
+
+def dtype_of(name: str) -> torch.dtype:
+    torch = import_torch()
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise SchemaError(f"this torch ({torch.__version__}) has no dtype {name!r}", hint="upgrade torch")
+    return dtype
+
+
+def hull(tensor: torch.Tensor) -> tuple[int, int]:
+    """``[start, stop)`` in bytes of its storage between a tensor's first and last element."""
+    size = tensor.itemsize
+    start = tensor.storage_offset() * size
+    if tensor.is_contiguous():
+        return start, start + tensor.numel() * size
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else -1
+    return start, start + (last + 1) * size
+
+
+def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
+    """Equal for tensors that lie in one storage."""
+    storage = tensor.untyped_storage()
+    return str(tensor.device), storage._cdata
+
+
+def storage_bytes(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """A uint8 tensor over the bytes ``[start, stop)`` of a tensor's storage, on its device."""
+    torch = sys.modules["torch"]
+    view = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return view.set_(tensor.untyped_storage(), start, (stop - start,), (1,))
+
+
+def storage_over(data: Bytes) -> torch.UntypedStorage:
+    """A storage over the memory of ``data``, without a copy; it keeps that memory alive."""
+    torch = import_torch()
+    flat: torch.Tensor = torch.from_numpy(data) if data.size else torch.empty(0, dtype=torch.uint8)
+    return flat.untyped_storage()
+
+
+def tensor_in(
+    storage: torch.UntypedStorage, dtype: str, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> torch.Tensor:
+    """A tensor in a storage; ``offset`` in bytes, ``stride`` in elements."""
+    result = import_torch().empty(0, dtype=dtype_of(dtype))
+    return result.set_(storage, offset // result.itemsize, size, stride)
+
+
+class Snapshots:
+    """Copies of tensors on the host that keep who shares a storage with whom; their memory is used again.
+
+    A fresh copy of 200 MB costs more in page faults than in copying. Not locked.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Bytes] = []
+
+    def take(self, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], Bytes]:
+        """Copies of ``tensors``, and the memory they lie in, to be given back with :meth:`release`."""
+        spans: dict[tuple[str, int], list[int]] = {}
+        plain = [tensor.detach().resolve_conj().resolve_neg() for tensor in tensors]
+        for tensor in plain:
+            key, (start, stop) = storage_key(tensor), hull(tensor)
+            span = spans.setdefault(key, [start, stop])
+            span[0], span[1] = min(span[0], start), max(span[1], stop)
+        total, places = 0, {}
+        for key, (start, stop) in spans.items():
+            places[key] = total
+            total += -(-(stop - start) // 64) * 64
+        memory = self._memory(total)
+        copied: dict[tuple[str, int], torch.UntypedStorage] = {}
+        torch = sys.modules["torch"]
+        result = []
+        for tensor in plain:
+            key = storage_key(tensor)
+            start, stop = spans[key]
+            if key not in copied:
+                copy = memory[places[key] : places[key] + stop - start]
+                if stop > start:
+                    torch.from_numpy(copy).copy_(storage_bytes(tensor, start, stop))
+                copied[key] = storage_over(copy)
+            offset = tensor.storage_offset() * tensor.itemsize - start
+            result.append(
+                tensor_in(copied[key], dtype_name(tensor), offset, tuple(tensor.shape), tuple(tensor.stride()))
+            )
+        return result, memory
+
+    def _memory(self, size: int) -> Bytes:
+        for position, memory in enumerate(self._free):
+            if memory.size >= size:
+                return self._free.pop(position)
+        self._free.clear()  # all too small: the state has grown
+        return np.empty(size, np.uint8)
+
+    def release(self, memory: Bytes) -> None:
+        self._free.append(memory)

@@ -1,0 +1,1 @@
+"""Modules with the names and files of the systems that users come from."""
