@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import threading
 import warnings
@@ -484,9 +483,10 @@ def test_random_filters_mean_what_python_means(text: str, table: list[tuple[int,
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        Expression(text).evaluate(COLUMNS)
-    except (SchemaError, NotFoundError) as error:
-        assert str(error)
+        mask = Expression(text).evaluate(COLUMNS)
+    except (SchemaError, NotFoundError):
+        return
+    assert mask.shape == (5,)
 
 
 tokens = st.sampled_from(
@@ -502,4 +502,3 @@ def test_any_tokens_are_read_or_refused(text: str) -> None:
     except (SchemaError, NotFoundError):
         return
     assert mask.shape == (5,)
-    assert not math.isnan(mask.sum())

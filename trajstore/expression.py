@@ -380,4 +380,5 @@ def _chain(node: ast.BinOp) -> list[ast.expr]:
 
 
 def _as_written(name: str) -> str:
-    return name if name.isidentifier() else f"`{name}`"
+    plain = name.isidentifier() and name not in _CONSTANTS and name not in _GRAMMAR_WORDS
+    return name if plain else f"`{name}`"

@@ -42,7 +42,7 @@ _ARITHMETIC: dict[str, np.ufunc] = {
 
 
 def column(name: str, values: npt.ArrayLike) -> Column:
-    """A column ready to compute with: 1-D bool, int64, float or text (str or object); uint64 where int64 is too small."""
+    """A column ready to compute with: 1-D bool, int64 (uint64 where that is too small), float or text (str, object)."""
     given: Column = np.asarray(values)
     if given.ndim != 1 or given.dtype.kind not in _KINDS:
         raise SchemaError(
@@ -188,10 +188,9 @@ def _missing(value: Operand) -> Operand:
 
 def _wide_enough(value: Operand, constant: Operand) -> Operand:
     """A float column in which the constant is finite: 1e5 as float16 would be infinite."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and isinstance(constant, (int, float)):
-        if float(np.finfo(value.dtype).max) < abs(constant) < math.inf:
-            return value.astype(np.float64)
-    return value
+    if not (isinstance(value, np.ndarray) and value.dtype.kind == "f" and isinstance(constant, (int, float))):
+        return value
+    return value.astype(np.float64) if float(np.finfo(value.dtype).max) < abs(constant) < math.inf else value
 
 
 def _plain(value: Operand) -> Operand:
