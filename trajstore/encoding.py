@@ -1,0 +1,165 @@
+"""The plan of each array: chunk and shard shape, codec, and the exact packing of float fields.
+
+Chunk shapes are a pure function of dtype and row shape, so that the shards of
+two stores with one schema can stand beside each other unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from trajstore.errors import SchemaError
+from trajstore.layout import (
+    SEALS,
+    SETS,
+    TABLE_DIMENSION,
+    ArrayLayout,
+    Codec,
+    clock_array,
+    column_array,
+)
+from trajstore.schema import ID, Column, Field, Rule
+
+#: Codecs by purpose; the measurement behind them is in docs/design.md, "Codecs".
+PROFILES = {
+    "fast": Codec("lz4", 5),
+    "balanced": Codec("zstd", 3),
+    "small": Codec("zstd", 7),
+}
+DEFAULT_PROFILE = "balanced"
+
+_WIDE_ROW = 1024
+_WIDE_CHUNK = 64 << 10
+_NARROW_CHUNK = 16 << 10
+_NARROW_ROWS = 1024
+_SHARD = 16 << 20
+_SHARD_ROWS = 1 << 16
+_TABLE_CHUNK_ROWS = 256
+_TABLE_SHARD_ROWS = 4096
+_ROW_MAX = 1 << 30
+
+_TABLE_CODEC = Codec("zstd", 1)
+
+
+def chunk_shape(dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows in a chunk and in a shard, both powers of two, for rows of this dtype and shape.
+
+    Raises ``SchemaError`` for rows beyond 1 GiB, which no codec frame holds.
+    """
+    row = dtype.itemsize * math.prod(row_shape)
+    if row > _ROW_MAX:
+        raise SchemaError(f"a row of {row} bytes is too large; at most {_ROW_MAX} bytes", hint="split the field")
+    if row >= _WIDE_ROW:
+        chunk = _power_of_two(_WIDE_CHUNK // row)
+    else:
+        chunk = min(_power_of_two(_NARROW_CHUNK // max(row, 1)), _NARROW_ROWS)
+    shard = min(_power_of_two(_SHARD // max(row, 1)), _SHARD_ROWS)
+    return chunk, max(shard, chunk)
+
+
+def _power_of_two(n: int) -> int:
+    """The largest power of two that is not above ``n``, at least 1."""
+    return 1 << max(n.bit_length() - 1, 0)
+
+
+def field_layout(spec: Field, codec: Codec) -> ArrayLayout:
+    """The layout of a field's array, as its rule stores it."""
+    chunk, shard = chunk_shape(spec.stored, spec.shape)
+    return ArrayLayout(spec.array, spec.stored, spec.shape, chunk, shard, codec, str(spec.clock))
+
+
+def clock_layout(name: str) -> ArrayLayout:
+    return _table_layout(clock_array(name), np.dtype("int64"), (2,), -1)
+
+
+def column_layout(name: str, spec: Column) -> ArrayLayout:
+    return _table_layout(column_array(name), np.dtype(spec.dtype), (), -1 if name == ID else spec.fill)
+
+
+def seals_layout() -> ArrayLayout:
+    """One row for each sealed shard: array number, shard number, length in bytes, crc32c."""
+    return _table_layout(SEALS, np.dtype("int64"), (4,), -1, "seals")
+
+
+def set_layout(name: str) -> ArrayLayout:
+    """An interval set too large for the manifest: start and stop of each interval."""
+    return _table_layout(f"{SETS}/{name}", np.dtype("int64"), (2,), -1, name)
+
+
+def _table_layout(
+    path: str, dtype: np.dtype[Any], row_shape: tuple[int, ...], fill: float, dimension: str = TABLE_DIMENSION
+) -> ArrayLayout:
+    return ArrayLayout(
+        path, dtype, row_shape, _TABLE_CHUNK_ROWS, _TABLE_SHARD_ROWS, _TABLE_CODEC, dimension, fill
+    )
+
+
+def array_attributes(spec: Field) -> dict[str, Any]:
+    """What an array says of itself, for readers that know Zarr but not this format (CF names where CF has one)."""
+    attributes: dict[str, Any] = {"trajstore": {"dtype": spec.dtype, "rule": spec.rule.to_json()}}
+    if spec.rule.kind == "divide":
+        attributes |= {"scale_factor": 1.0 / spec.rule.divisor, "add_offset": 0.0}
+    return attributes
+
+
+# Packing: float rows that are exactly integers over a divisor are stored as those integers.
+
+_DIVISORS = (255, 256, 1)
+_PROBE = 1 << 20  # values looked at before a rule is chosen; every later value is checked as it is stored
+
+Pack = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], bool]
+
+
+def decode_table(dtype: np.dtype[Any], rule: Rule) -> np.ndarray[Any, Any]:
+    """The 256 values that the stored bytes of a ``divide`` rule stand for, in the field's dtype."""
+    return (np.arange(256) / rule.divisor).astype(dtype)
+
+
+def choose_rule(spec: Field, rows: np.ndarray[Any, Any]) -> Rule:
+    """The rule under which these first rows (n, *shape) are stored in fewer bytes without losing a bit."""
+    if not spec.pack or spec.rule.kind != "plain" or np.dtype(spec.dtype).kind != "f" or len(rows) == 0:
+        return spec.rule
+    if math.prod(spec.shape) < 64:  # scalars and small vectors are seldom images, and a misfit costs a rewrite
+        return spec.rule
+    probe = rows.reshape(-1)[:_PROBE]
+    if not (probe != probe[0]).any():
+        return spec.rule
+    for divisor in _DIVISORS:
+        rule = Rule("divide", divisor)
+        out = np.empty(probe.shape, np.uint8)
+        if packer(spec.dtype, rule)(np.ascontiguousarray(probe), out):
+            return rule
+    return spec.rule
+
+
+def packer(dtype: str, rule: Rule) -> Pack:
+    """A function (rows, out) that stores rows as ``rule`` says and tells whether that is exact.
+
+    ``rows`` is contiguous, of the field's dtype; ``out`` is uint8, of the same shape.
+    """
+    table = decode_table(np.dtype(dtype), rule)
+    if dtype == "float16":
+        # All 65,536 bit patterns at once: 256 stands for a value that the rule cannot store.
+        codes = np.full(1 << 16, 256, np.uint16)
+        codes[table.view(np.uint16)] = np.arange(256, dtype=np.uint16)
+
+        def pack_float16(rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> bool:
+            code = codes[rows.view(np.uint16)]
+            np.copyto(out, code, casting="unsafe")
+            return bool(code.max(initial=0) < 256)
+
+        return pack_float16
+
+    bits = np.dtype(f"u{table.itemsize}")
+
+    def pack_float(rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> bool:
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled = np.rint(rows * table.dtype.type(rule.divisor))
+            np.copyto(out, np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255), casting="unsafe")
+        return bool(np.array_equal(table[out].view(bits), rows.view(bits)))
+
+    return pack_float

@@ -1,0 +1,396 @@
+"""All arrays of a store that one writer session fills: rows in under one lock, commits out."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from trajstore.__about__ import __version__
+from trajstore.appender import Appender, Budget
+from trajstore.arraywriter import ArrayWriter
+from trajstore.commit import Session
+from trajstore.encoding import clock_layout, column_layout, field_layout, packer
+from trajstore.intake import ABSENT
+from trajstore.intervals import IntervalBuilder, IntervalSet
+from trajstore.layout import SEALS, ArrayLayout, Codec, clock_array, column_array
+from trajstore.manifest import Commit, Manifest, Shard
+from trajstore.repack import unpack
+from trajstore.schema import ID, Clock, Rule, Schema
+from trajstore.seals import SealWriter
+from trajstore.sets import SetWriter
+from trajstore.snapshot import Snapshot
+
+_DISK_THREADS = 16  # they wait for the disk, not for a core
+_DEAD_FACTOR, _DEAD_BYTES = 4, 8 << 20
+
+
+@dataclass
+class Cut:
+    """Where every array stood between two trajectories; what one commit makes visible."""
+
+    schema: Schema
+    clock_rows: dict[str, int]
+    table_rows: int
+    counts: dict[str, int]
+    rows: IntervalSet
+    appenders: dict[str, Appender]
+    jobs: list[Future[None]]
+
+    def ends(self) -> dict[str, int]:
+        """The row at which each array ends."""
+        fields = {spec.array: self.clock_rows[str(spec.clock)] for spec in self.schema.fields.values()}
+        return {path: fields.get(path, self.table_rows) for path in self.appenders}
+
+
+class Ingest:
+    """The growing arrays of one store.
+
+    Parameters
+    ----------
+    codec : of the fields' arrays that are made from now on.
+    lock : the writer's, re-entrant; ``append``, ``declare``, ``split`` and ``cut`` are called while it is held.
+
+    Notes
+    -----
+    ``commit`` is called in one thread at a time, without the lock: rows go on coming in meanwhile.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        codec: Codec,
+        *,
+        threads: int,
+        queue_bytes: int,
+        lock: AbstractContextManager[None],
+        clock: Callable[[], float],
+    ) -> None:
+        head = session.head
+        self.session = session
+        self.storage = session.storage
+        self.budget = Budget(queue_bytes)
+        self.schema = head.schema if head else Schema()
+        self.counts = dict(head.counts) if head else {"trajectories": 0, "steps": 0, "next_id": 0}
+        self._codec = codec
+        self._lock = lock
+        self._clock = clock
+        self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="trajstore-encode")
+        self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="trajstore-disk")
+        self._rows = IntervalBuilder(Snapshot(self.storage, head).set("rows") if head else ())
+        self._clock_rows = {name: _rows_on(head, name) for name in self.schema.clocks} if head else {}
+        self._table_rows = head.arrays[column_array(ID)][1] if head and column_array(ID) in head.arrays else 0
+        self._names = list(head.names) if head else []
+        self._appenders: dict[str, Appender] = {}
+        self._unsynced: set[str] = set()
+        self._seals: SealWriter | None = None
+        self._orphans: dict[str, Shard] = {}
+        self._sets = SetWriter(self.storage, session.uuid, self._disk)
+        self._begun = False
+        self._naming = threading.Lock()  # encoders name arrays too, and must never wait for the writer's lock
+
+    def close(self) -> None:
+        """Stop the threads; what was not committed is dropped."""
+        self._encoders.shutdown(cancel_futures=True)
+        self._disk.shutdown(cancel_futures=True)
+
+    # -- opening arrays --------------------------------------------------------------------------------------------
+
+    def declare(self, schema: Schema) -> None:
+        """Take a schema that holds the present one, and open the arrays that it adds."""
+        self.schema = schema
+        for name in schema.clocks:
+            self._clock_rows.setdefault(name, 0)
+        if self._begun:
+            self._open_arrays()
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Open every array; the session's rows begin where no other session has made a shard (rule B)."""
+        self._begun = True
+        head = self.session.head
+        self._seals = SealWriter(self.storage, self.session.uuid, self._disk, head)
+        self._made(SEALS)
+        # The tails that a session before this one left will not grow again.
+        self._orphans = dict(head.tails) if head else {}
+        self._open_arrays()
+
+    def _open_arrays(self) -> None:
+        for clock in self.schema.clocks:
+            self._open_fields(clock)
+        layouts = [clock_layout(name) for name in self.schema.clocks]
+        layouts += [column_layout(name, spec) for name, spec in self.schema.columns.items()]
+        new = [self._array_writer(layout) for layout in layouts if layout.path not in self._appenders]
+        if not new:
+            return
+        opened = [self._appenders[layout.path] for layout in layouts if layout.path in self._appenders]
+        taken = max(writer.existing_shards() * writer.layout.shard_rows for writer in new)
+        if not opened or taken > self._table_rows:
+            self._table_rows = _aligned(max(self._table_rows, taken), new)
+            for appender in opened:
+                appender.leap(self._table_rows)
+        for writer in new:
+            self._appenders[writer.layout.path] = self._appender(writer, writer.layout.dtype, self._table_rows)
+
+    def _open_fields(self, clock: str) -> None:
+        new = {}
+        for path in self.schema.on_clock(clock):
+            spec = self.schema.fields[path]
+            if spec.array not in self._appenders:
+                head = self.session.head
+                known = head.arrays.get(spec.array) if head else None
+                layout = known[0] if known else field_layout(spec, self._codec)
+                pack = packer(spec.dtype, spec.rule) if spec.rule.kind == "divide" else None
+                new[path] = self._array_writer(layout, pack)
+        if not new:
+            return
+        taken = max(writer.existing_shards() * writer.layout.shard_rows for writer in new.values())
+        row = self._clock_rows[clock] = _aligned(max(self._clock_rows[clock], taken), list(new.values()))
+        for path, writer in new.items():
+            self._appenders[writer.layout.path] = self._appender(writer, self.schema.fields[path].in_memory, row, path)
+
+    def _array_writer(self, layout: ArrayLayout, pack: Any = None) -> ArrayWriter:
+        writer = ArrayWriter(layout, self.storage, self.session.uuid, self._disk, pack)
+        writer.make_folder()
+        self._made(layout.path)
+        return writer
+
+    def _made(self, path: str) -> None:
+        parts = path.split("/")
+        with self._naming:
+            self._unsynced |= {"/".join(parts[:depth]) for depth in range(len(parts))}
+            if path not in self._names:
+                self._names.append(path)
+
+    def _appender(self, writer: ArrayWriter, dtype: np.dtype[Any], first: int, path: str = "") -> Appender:
+        return Appender(
+            writer,
+            dtype,
+            first,
+            encoders=self._encoders,
+            budget=self.budget,
+            clock=self._clock,
+            on_misfit=(lambda: self._plain_writer(path)) if writer.pack is not None else None,
+        )
+
+    # -- rows in ---------------------------------------------------------------------------------------------------
+
+    def append(self, arrays: list[Any], lengths: list[int], columns: list[Any]) -> int:
+        """Take the rows of one trajectory, as ``intake.Checker`` gives them; its id."""
+        if not self._begun:
+            self._begin()
+        appenders, schema, clock_rows, counts = self._appenders, self.schema, self._clock_rows, self.counts
+        for spec, rows in zip(schema.fields.values(), arrays):
+            if rows is not None:
+                appenders[spec.array].write(rows)
+        for name, count in zip(schema.clocks, lengths):
+            start = clock_rows[name]
+            appenders[clock_array(name)].write_one((-1, -1) if count == ABSENT else (start, start + count))
+            clock_rows[name] = start + max(count, 0)
+        number = counts["next_id"]
+        values = iter(columns)
+        for name in schema.columns:
+            appenders[column_array(name)].write_one(number if name == ID else next(values))
+        self._rows.add(self._table_rows)
+        self._table_rows += 1
+        counts["next_id"] = number + 1
+        counts["trajectories"] += 1
+        counts["steps"] += max(lengths[0], 0)
+        return number
+
+    def split(self, path: str) -> None:
+        """Give a field a clock of its own, from the next trajectory on. All rows so far must be committed."""
+        if not self._begun:
+            self._begin()
+        spec = self.schema.fields[path]
+        name = self.free_clock(path)
+        pairs = self._committed_pairs(str(spec.clock))
+        self._clock_rows[name] = self._appenders[spec.array].row
+        fields = {**self.schema.fields, path: replace(spec, clock=name)}
+        self.declare(replace(self.schema, fields=fields, clocks={**self.schema.clocks, name: Clock("none")}))
+        appender = self._appenders[clock_array(name)]
+        appender.target.encode(pairs, 0)
+        appender.preset(pairs)
+
+    def free_clock(self, path: str) -> str:
+        """A name for a clock of a field's own; a dead session may have left an array of the first choice."""
+        name = path.replace("/", ".")
+        taken = {clock.casefold() for clock in self.schema.clocks}
+        while name.casefold() in taken or self.storage.list(clock_array(name)):
+            name += ".clock"
+        return name
+
+    def _committed_pairs(self, clock: str) -> np.ndarray[Any, Any]:
+        head = self.session.head
+        path = clock_array(clock)
+        if head is None or path not in head.arrays:
+            return np.empty((0, 2), np.int64)
+        return Snapshot(self.storage, head).reader(path).read(0, head.arrays[path][1])
+
+    # -- commits out -----------------------------------------------------------------------------------------------
+
+    def cut(self) -> Cut:
+        """Hand all rows to the encoders, and note where everything stands."""
+        self._leap_over_garbage()
+        jobs = [job for appender in self._appenders.values() for job in appender.freeze()]
+        return Cut(
+            self.schema,
+            dict(self._clock_rows),
+            self._table_rows,
+            dict(self.counts),
+            self._rows.freeze(),
+            dict(self._appenders),
+            jobs,
+        )
+
+    def _leap_over_garbage(self) -> None:
+        for clock in self.schema.clocks:
+            arrays = [self.schema.fields[path].array for path in self.schema.on_clock(clock)]
+            appenders = [self._appenders[array] for array in arrays if array in self._appenders]
+            if any(_wasteful(appender.target) for appender in appenders):
+                self._clock_rows[clock] = _aligned(self._clock_rows[clock], [a.target for a in appenders])
+                for appender in appenders:
+                    appender.leap(self._clock_rows[clock])
+
+    def commit(self, cut: Cut, sets: Mapping[str, IntervalSet], extra: Mapping[str, Any]) -> Manifest:
+        """Make a cut durable and visible. ``extra`` goes into the manifest as it is.
+
+        Raises ``StorageError`` (nothing was published; call again with a newer cut), ``ConflictError``,
+        ``StateError``.
+        """
+        session, head = self.session, self.session.head
+        session.check()
+        wait(cut.jobs)
+        for job in cut.jobs:
+            job.result()
+        ends = cut.ends()
+        writers = {path: self._settle(cut, path, end) for path, end in list(ends.items())}
+        self._flush({writer: ends[path] for path, writer in writers.items()})
+        taken = {writer: writer.take_sealed() for writer in writers.values()}
+        try:
+            if self._seals is not None:
+                self._seals.add(self._new_seals(taken))
+            for folder in sorted(self._unsynced, reverse=True):
+                self.storage.sync_folder(folder)
+            opened = {writer.layout.path: (writer.layout, ends[path]) for path, writer in writers.items()}
+            tails = {writer.layout.path: writer.tail(ends[path]) for path, writer in writers.items()}
+            if self._seals is not None:
+                opened[SEALS] = self._seals.layout, self._seals.rows
+            elif head is not None:
+                opened, tails = dict(head.arrays), dict(head.tails)
+            manifest = Manifest(
+                commit=Commit(
+                    session.next_number(),
+                    uuid.uuid4().hex,
+                    head.commit.uuid if head else "",
+                    session.clock(),
+                    session.uuid,
+                    f"trajstore {__version__}",
+                ),
+                schema=cut.schema,
+                arrays=opened,
+                names=tuple(self._names),
+                tails={path: tail for path, tail in tails.items() if tail is not None},
+                seals=self._seals.shards if self._seals else (head.seals if head else ()),
+                sets=self._sets.store({**sets, "rows": cut.rows}),
+                counts=cut.counts,
+                **extra,
+            )
+            session.publish(manifest)
+        except BaseException:
+            for writer, sealed in taken.items():
+                writer.give_back(sealed)
+            raise
+        self._unsynced.clear()
+        self._orphans = {}
+        self._sets.forget()
+        return manifest
+
+    def _new_seals(self, taken: Mapping[ArrayWriter, list[Shard]]) -> list[tuple[int, Shard]]:
+        place = {name: i for i, name in enumerate(self._names)}
+        new = [(place[path], tail) for path, tail in self._orphans.items()]
+        return new + [(place[writer.layout.path], shard) for writer, sealed in taken.items() for shard in sealed]
+
+    def _flush(self, ends: Mapping[ArrayWriter, int]) -> None:
+        futures = [self._disk.submit(writer.flush, end) for writer, end in ends.items()]
+        wait(futures)
+        for future in futures:
+            future.result()
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    def _writers(self) -> list[ArrayWriter]:
+        return [appender.target for appender in list(self._appenders.values())]
+
+    def rewritten_bytes(self) -> int:
+        """Bytes that a commit now would copy from the last shards."""
+        return sum(sum(writer.tail_bytes) for writer in self._writers())
+
+    def new_bytes(self, raw: int) -> float:
+        """An estimate of the compressed bytes that ``raw`` new bytes make."""
+        frames = sum(writer.frame_bytes for writer in self._writers())
+        taken = sum(appender.taken_bytes for appender in list(self._appenders.values()))
+        return raw * (frames / taken if frames and taken else 1.0)
+
+    def disk_figures(self) -> dict[str, float]:
+        writers = self._writers()
+        return {
+            "frame_bytes": sum(writer.frame_bytes for writer in writers),
+            "written_bytes": sum(writer.written_bytes for writer in writers),
+            "copied_bytes": sum(writer.copied_bytes for writer in writers),
+        }
+
+    # -- misfits ---------------------------------------------------------------------------------------------------
+
+    def _plain_writer(self, path: str) -> ArrayWriter:
+        """A new array for a field whose packing does not fit any more."""
+        spec = self.schema.fields[path]
+        number = 1
+        while f"{spec.array}.{number}" in self._names or self.storage.list(f"{spec.array}.{number}"):
+            number += 1
+        plain = replace(spec, rule=Rule(), array=f"{spec.array}.{number}")
+        return self._array_writer(field_layout(plain, self._codec))
+
+    def _settle(self, cut: Cut, array: str, end: int) -> ArrayWriter:
+        """The writer that holds an array's rows; after a misfit, when they have all been moved to the new one."""
+        appender = cut.appenders[array]
+        target, replaced = appender.settled()
+        if replaced is None:
+            return target
+        path = next(path for path, spec in cut.schema.fields.items() if spec.array == array)
+        replaced.flush(end)
+        unpack(replaced, target, cut.schema.fields[path], end)
+        with self._lock:
+            appender.replaced = None
+            self._appenders[target.layout.path] = self._appenders.pop(array)
+            self.schema = _moved(self.schema, path, target.layout.path)
+        self._orphans.pop(array, None)
+        cut.schema = _moved(cut.schema, path, target.layout.path)
+        return target
+
+
+def _moved(schema: Schema, path: str, array: str) -> Schema:
+    fields = {**schema.fields, path: replace(schema.fields[path], rule=Rule(), array=array)}
+    return replace(schema, fields=fields)
+
+
+def _wasteful(writer: ArrayWriter) -> bool:
+    live, dead = writer.tail_bytes
+    return dead > max(_DEAD_FACTOR * live, _DEAD_BYTES)
+
+
+def _aligned(row: int, writers: list[ArrayWriter]) -> int:
+    """The first row at or after ``row`` at which every one of these arrays begins a shard."""
+    widest = max(writer.layout.shard_rows for writer in writers)
+    return -(-row // widest) * widest
+
+
+def _rows_on(head: Manifest, clock: str) -> int:
+    return max((head.arrays[head.schema.fields[path].array][1] for path in head.schema.on_clock(clock)), default=0)

@@ -1,0 +1,122 @@
+"""One store as one commit left it: which rows there are, and a reader for each array."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trajstore.commit import read_manifest
+from trajstore.encoding import set_layout
+from trajstore.errors import CorruptionError, NotFoundError
+from trajstore.gather import ArrayReader, ChunkCache
+from trajstore.intervals import IntervalSet
+from trajstore.layout import TABLE_DIMENSION, clock_array, column_array
+from trajstore.manifest import Manifest, StoredSet
+from trajstore.schema import ID
+from trajstore.seals import load_seals
+from trajstore.storage import Storage
+
+
+class Snapshot:
+    """An immutable view of a store at one commit.
+
+    Notes
+    -----
+    Any number of threads may read. Pickles without its caches and descriptors.
+    """
+
+    def __init__(self, storage: Storage, manifest: Manifest, cache: ChunkCache | None = None) -> None:
+        self.storage = storage
+        self.manifest = manifest
+        self.cache = cache
+        self._readers: dict[str, ArrayReader] = {}
+        self._lengths: dict[str, dict[int, int]] | None = None
+        self._live: IntervalSet | None = None
+        self._guard = threading.Lock()
+
+    @classmethod
+    def of(cls, storage: Storage, cache: ChunkCache | None = None) -> Snapshot:
+        """The last commit of a store."""
+        return cls(storage, read_manifest(storage), cache)
+
+    def __getstate__(self) -> tuple[Storage, Manifest, int | None]:
+        return self.storage, self.manifest, None if self.cache is None else self.cache.limit
+
+    def __setstate__(self, state: tuple[Storage, Manifest, int | None]) -> None:
+        storage, manifest, limit = state
+        Snapshot.__init__(self, storage, manifest, None if limit is None else ChunkCache(limit))
+
+    @property
+    def place(self) -> str:
+        return self.storage.describe()
+
+    @property
+    def table_rows(self) -> int:
+        """Length of the table, gaps included."""
+        known = self.manifest.arrays.get(column_array(ID))
+        return known[1] if known else 0
+
+    @property
+    def live(self) -> IntervalSet:
+        """Rows of the table that are trajectories and not deleted."""
+        if self._live is None:
+            rows, deleted = self.set("rows"), self.set("deleted")
+            self._live = rows - deleted if deleted else rows
+        return self._live
+
+    def set(self, name: str) -> IntervalSet:
+        """One of the manifest's interval sets."""
+        value = self.manifest.sets[name]
+        return _load_set(self.storage, value) if isinstance(value, StoredSet) else value
+
+    def reader(self, array: str) -> ArrayReader:
+        """The reader of an array. Raises ``NotFoundError``."""
+        reader = self._readers.get(array)
+        if reader is None:
+            try:
+                layout, rows = self.manifest.arrays[array]
+            except KeyError:
+                raise NotFoundError(f"{self.place} has no array {array!r}") from None
+            table = layout.dimension == TABLE_DIMENSION
+            reader = self._readers[array] = ArrayReader(
+                self.storage,
+                layout,
+                rows,
+                self._shard_lengths(array).get,
+                None if table else self.cache,
+                strict=not table,
+            )
+        return reader
+
+    def _shard_lengths(self, array: str) -> Mapping[int, int]:
+        """The committed length of each shard of an array."""
+        with self._guard:
+            if self._lengths is None:
+                lengths: dict[str, dict[int, int]] = {}
+                for (path, number), seal in load_seals(self.storage, self.manifest).items():
+                    lengths.setdefault(path, {})[number] = seal.length
+                for path, tail in self.manifest.tails.items():
+                    lengths.setdefault(path, {})[tail.number] = tail.length
+                self._lengths = lengths
+            return self._lengths.get(array, {})
+
+    def pairs(self, clock: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Start and stop on a clock, int64 (n, 2), of trajectories by row of the table; -1 where absent."""
+        return self.reader(clock_array(clock)).take(rows)
+
+    def column(self, name: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """A column's values (n,) by row of the table."""
+        return self.reader(column_array(name)).take(rows)
+
+
+def _load_set(storage: Storage, stored: StoredSet) -> IntervalSet:
+    lengths = {shard.number: shard.length for shard in stored.shards}
+    reader = ArrayReader(storage, set_layout(stored.name), stored.intervals, lengths.get, strict=True)
+    pairs = reader.read(0, stored.intervals)
+    found = IntervalSet(pairs)
+    if len(found.pairs) != len(pairs):
+        raise CorruptionError(f"the set {storage.describe(reader.layout.path)} holds intervals that overlap")
+    return found

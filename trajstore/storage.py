@@ -1,0 +1,455 @@
+"""The storage port: bytes by key, and what makes them durable.
+
+Everything the engine does to a disk goes through the few operations of
+:class:`Storage`. A *key* is a path relative to the storage's root with ``/``
+between its parts; ``""`` is the root itself. The crash explorer and the fault
+injector of the tests are other implementations of the same port.
+
+Notes
+-----
+Operations may be called from several threads at once. No operation is retried
+here: after a failed sync the state of that file is unknown (the kernel may
+have dropped its dirty pages), so the caller writes a new file from memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, Union
+
+from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StorageError
+
+Piece = Union[bytes, bytearray, memoryview]
+
+_OPEN_FILES = 128  # read descriptors kept; a process may often hold no more than 1,024
+_IOV_MAX = 512
+_COPY_STEP = 1 << 30
+_LOCK_PATIENCE = 0.5  # seconds; whoever merely asks whether a writer lives holds the lock for microseconds
+
+
+class Lock(Protocol):
+    """A held lock; the kernel frees it when the process dies."""
+
+    def release(self) -> None: ...
+
+
+class Storage(Protocol):
+    """What the engine needs of a disk."""
+
+    def describe(self, key: str = "") -> str:
+        """The place that ``key`` names, as a person would write it; for messages."""
+
+    def child(self, key: str) -> Storage:
+        """The storage whose root is the folder ``key`` of this one."""
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes ``[start, stop)`` of a file; fewer where it ends before ``stop``.
+
+        Raises ``NotFoundError`` if there is no such file, ``StorageError`` if it cannot be read.
+        """
+
+    def size(self, key: str) -> int | None:
+        """Length of a file in bytes; ``None`` if there is none."""
+
+    def list(self, folder: str) -> list[str]:
+        """Names directly inside a folder, in no order; empty if there is no such folder."""
+
+    def make_root(self) -> bool:
+        """Make the root folder and the missing ones above it, all durable; whether it was missing."""
+
+    def make_folder(self, folder: str) -> None:
+        """Make a folder and the missing ones above it. Raises ``AlreadyExistsError``."""
+
+    def write(self, key: str, pieces: Sequence[Piece], *, base: tuple[str, int] | None = None, sync: bool = True) -> None:
+        """Make a new file: the first ``base[1]`` bytes of the file ``base[0]``, then ``pieces``.
+
+        On return the bytes are durable (``sync``), the name is not: see ``sync_folder``.
+        Raises ``AlreadyExistsError`` if the name is taken. After any error no file of that name is left.
+        """
+
+    def append(self, key: str, data: Piece, *, sync: bool = True) -> None:
+        """Add ``data`` to the end of a file, made if it is not there; a crash may keep any prefix of it.
+
+        For logs whose reader checks every line: what a commit names is written by ``write``.
+        """
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file or folder another name, atomically, in the place of what had it (an empty folder at most)."""
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name. Raises ``AlreadyExistsError`` if that name is taken: of two callers one wins."""
+
+    def remove(self, key: str) -> None:
+        """Remove a file, or a folder with all it holds; nothing happens if there is none."""
+
+    def sync_folder(self, folder: str) -> None:
+        """Make the names directly inside a folder durable."""
+
+    def lock(self, key: str) -> Lock:
+        """Take the exclusive lock of the file ``key``. Raises ``LockedError``, naming who holds it."""
+
+    def holder(self, key: str) -> dict[str, object] | None:
+        """Who holds the lock of ``key`` (pid, host, time), or ``None``."""
+
+
+class LocalStorage:
+    """A folder of a local file system. Picklable: descriptors stay behind."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(os.fspath(root))
+        self._files: OrderedDict[str, _ReadFile] = OrderedDict()
+        self._guard = threading.Lock()
+        _storages.add(self)
+
+    def __reduce__(self) -> tuple[type[LocalStorage], tuple[str]]:
+        return LocalStorage, (self.root,)
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({self.root!r})"
+
+    def _path(self, key: str) -> str:
+        return f"{self.root}/{key}" if key else self.root
+
+    def describe(self, key: str = "") -> str:
+        return self._path(key)
+
+    def child(self, key: str) -> LocalStorage:
+        return LocalStorage(self._path(key))
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        with self._guard:
+            file = self._files.get(key)
+        if file is None or stop is None or stop > file.size:
+            file = self._open(key)
+        length = file.size - start if stop is None else stop - start
+        try:
+            data = os.pread(file.fd, length, start) if length > 0 else b""
+            while len(data) < length:
+                more = os.pread(file.fd, length - len(data), start + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise _storage_error("read", self._path(key), error) from error
+        return data
+
+    def _open(self, key: str) -> _ReadFile:
+        path = self._path(key)
+        try:
+            file = _ReadFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            with self._guard:
+                self._files.pop(key, None)
+            raise NotFoundError(f"there is no file {path}") from error
+        except OSError as error:
+            hint = "a symbolic link stands where a file should" if error.errno == errno.ELOOP else ""
+            raise _storage_error("open", path, error, hint) from error
+        with self._guard:
+            self._files[key] = file
+            self._files.move_to_end(key)
+            while len(self._files) > _OPEN_FILES:
+                # Closed by its last user: another thread may be reading through it.
+                self._files.popitem(last=False)
+        return file
+
+    def size(self, key: str) -> int | None:
+        try:
+            status = os.lstat(self._path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _storage_error("look at", self._path(key), error) from error
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def list(self, folder: str) -> list[str]:
+        try:
+            return os.listdir(self._path(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _storage_error("list", self._path(folder), error) from error
+
+    def make_root(self) -> bool:
+        missing = []
+        path = self.root
+        while not os.path.isdir(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        try:
+            for path in reversed(missing):
+                os.mkdir(path)
+        except FileExistsError as error:
+            if not os.path.isdir(path):
+                raise AlreadyExistsError(f"{path} is a file", hint="give the path of a folder") from error
+        except OSError as error:
+            raise _storage_error("make the folder", path, error) from error
+        for path in missing:
+            LocalStorage(os.path.dirname(path)).sync_folder("")
+        return bool(missing)
+
+    def make_folder(self, folder: str) -> None:
+        path = self._path(folder)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkdir(path)
+        except FileExistsError as error:
+            raise AlreadyExistsError(f"{path} exists") from error
+        except OSError as error:
+            raise _storage_error("make the folder", path, error) from error
+
+    def write(self, key: str, pieces: Sequence[Piece], *, base: tuple[str, int] | None = None, sync: bool = True) -> None:
+        path = self._path(key)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except FileExistsError as error:
+            raise AlreadyExistsError(f"{path} exists") from error
+        except OSError as error:
+            raise _storage_error("create", path, error) from error
+        try:
+            try:
+                if base is not None:
+                    _copy(self._path(base[0]), fd, base[1])
+                _write_all(fd, pieces)
+                if sync:
+                    _fdatasync(fd)
+            finally:
+                os.close(fd)
+        except BaseException as error:
+            _remove_quietly(path)
+            if isinstance(error, OSError):
+                raise _storage_error("write", path, error) from error
+            raise
+
+    def append(self, key: str, data: Piece, *, sync: bool = True) -> None:
+        path = self._path(key)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            try:
+                _write_all(fd, [data])
+                if sync:
+                    _fdatasync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _storage_error("append to", path, error) from error
+
+    def rename(self, source: str, target: str) -> None:
+        try:
+            os.rename(self._path(source), self._path(target))
+        except OSError as error:
+            raise _storage_error(f"rename {source} to", self._path(target), error) from error
+        with self._guard:
+            self._files.pop(target, None)
+
+    def link(self, source: str, target: str) -> None:
+        try:
+            os.link(self._path(source), self._path(target), follow_symlinks=False)
+        except FileExistsError as error:
+            raise AlreadyExistsError(f"{self._path(target)} exists") from error
+        except OSError as error:
+            raise _storage_error(f"link {source} to", self._path(target), error) from error
+
+    def remove(self, key: str) -> None:
+        path = self._path(key)
+        try:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                for name in os.listdir(path):
+                    self.remove(f"{key}/{name}" if key else name)
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _storage_error("remove", path, error) from error
+
+    def sync_folder(self, folder: str) -> None:
+        path = self._path(folder)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _storage_error("sync the folder", path, error) from error
+
+    def lock(self, key: str) -> LocalLock:
+        return LocalLock(self._path(key))
+
+    def holder(self, key: str) -> dict[str, object] | None:
+        return _holder(self._path(key))
+
+
+class _ReadFile:
+    """An open descriptor with the length it had when it was opened; closed when its last user lets go."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.size = os.fstat(fd).st_size
+
+    def __del__(self) -> None:
+        try:
+            os.close(self.fd)
+        except OSError:
+            pass
+
+
+def _copy(source: str, target_fd: int, length: int) -> None:
+    """Copy the first ``length`` bytes, in the kernel where it can (a reflink where the file system can)."""
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        done = 0
+        copy_range = getattr(os, "copy_file_range", None)
+        while done < length and copy_range is not None:
+            try:
+                step = copy_range(fd, target_fd, min(length - done, _COPY_STEP))
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    break
+                raise
+            if not step:
+                break
+            done += step
+        while done < length:
+            data = os.pread(fd, min(length - done, 1 << 20), done)
+            if not data:
+                raise OSError(errno.EIO, f"{source} has {done} bytes, {length} were committed")
+            _write_all(target_fd, [data])
+            done += len(data)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, pieces: Iterable[Piece]) -> None:
+    views = [view for view in (memoryview(piece).cast("B") for piece in pieces) if len(view)]
+    first = 0
+    while first < len(views):
+        written = os.writev(fd, views[first : first + _IOV_MAX])
+        while first < len(views) and written >= len(views[first]):
+            written -= len(views[first])
+            first += 1
+        if written:
+            views[first] = views[first][written:]
+
+
+def _fdatasync(fd: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
+def _remove_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+_HINTS = {
+    errno.ENOSPC: "the disk is full: make room, then commit again",
+    errno.EDQUOT: "the disk quota is used up: make room, then commit again",
+    errno.EACCES: "check the permissions of the folder",
+    errno.EROFS: "the file system is read-only",
+    errno.EPERM: "check the permissions of the folder",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+}
+
+
+def _storage_error(what: str, path: str, error: OSError, hint: str = "") -> StorageError:
+    reason = error.strerror or str(error)
+    code = error.errno or 0
+    return StorageError(f"could not {what} {path}: {reason}", hint=hint or _HINTS.get(code, ""), errno=error.errno)
+
+
+class LocalLock:
+    """An flock on a file that is never removed; freed by the kernel when its process ends, however it ends.
+
+    A forked child closes its copy at once: an environment worker that outlives
+    its killed parent must not hold the parent's lock.
+    """
+
+    def __init__(self, path: str) -> None:
+        import fcntl  # not on every platform, and readers need none
+
+        self.path = path
+        self._fd = -1
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise _storage_error("open the lock", path, error) from error
+        deadline = time.monotonic() + _LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    raise LockedError(
+                        f"{os.path.dirname(os.path.dirname(path))} is being written by {_who(path)}",
+                        hint="wait for it to end, or give each collector a store of its own (part=...)",
+                    ) from None
+                time.sleep(0.01)
+            except OSError as error:
+                os.close(fd)
+                raise _storage_error("lock", path, error) from error
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}).encode(), 0)
+        self._fd = fd
+        _locks.add(self)
+
+    def release(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _who(path: str) -> str:
+    try:
+        holder = json.loads(Path(path).read_bytes())
+        return f"process {int(holder['pid'])} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _holder(path: str) -> dict[str, object] | None:
+    import fcntl
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError:
+        try:
+            holder = json.loads(os.pread(fd, 4096, 0))
+        except ValueError:
+            holder = None
+        return holder if isinstance(holder, dict) else {}
+    finally:
+        os.close(fd)
+
+
+_locks: weakref.WeakSet[LocalLock] = weakref.WeakSet()
+_storages: weakref.WeakSet[LocalStorage] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for lock in list(_locks):
+        lock.release()
+    for storage in list(_storages):
+        storage._guard = threading.Lock()  # its owner may be a thread that the child does not have
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,682 @@
+"""The writer: trajectories in; commits by time, bytes, count, call, close, exception and signal."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from trajstore import signals
+from trajstore.commit import Session
+from trajstore.config import compare_config, describe_config, mismatch
+from trajstore.encoding import DEFAULT_PROFILE, PROFILES
+from trajstore.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    NotFoundError,
+    QueueFullError,
+    SchemaError,
+    StateError,
+    StorageError,
+    TrajstoreError,
+)
+from trajstore.ingest import Ingest
+from trajstore.intake import AbsentField, Checker, flatten, infer
+from trajstore.intervals import IntervalSet
+from trajstore.layout import PRIVATE, Codec
+from trajstore.progress import Progress
+from trajstore.schema import Clock, Column, Field, Schema, check_name
+from trajstore.snapshot import Snapshot
+from trajstore.storage import LocalStorage, Storage
+
+COMMIT_EVERY = 10.0  # seconds
+_AMPLIFICATION = 8
+_PATIENCE = 6  # commit intervals for which the back-off puts a commit off at the most
+
+
+def create(
+    path: str | os.PathLike[str] | Storage,
+    *,
+    part: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    config: Mapping[str, Any] | None = None,
+    files: Iterable[str | os.PathLike[str]] | None = None,
+    target: int | None = None,
+    unique: str | None = None,
+    fields: Mapping[str, Field] | None = None,
+    clocks: Mapping[str, Clock] | None = None,
+    columns: Mapping[str, Column] | None = None,
+    profile: str | Codec = DEFAULT_PROFILE,
+    commit_every: float | None = COMMIT_EVERY,
+    commit_trajectories: int | None = None,
+    commit_bytes: int | None = None,
+    queue_bytes: int = 256 << 20,
+    on_full: str = "wait",
+    threads: int | None = None,
+    handle_signals: bool = True,
+) -> Writer:
+    """Open a store for writing.
+
+    Parameters
+    ----------
+    path : folder of the store; it is made.
+    part : name of this collector's own store inside ``path``; the parts are read as one dataset.
+    resume : go on with the store if there is one. Without it, an existing store is refused.
+    config, files : what the collection depends on: any dict that JSON can hold, and files whose contents count.
+        A resumed store must have the same, key by key.
+    force : resume under another configuration all the same; the change is recorded in the manifest.
+    target : number of trajectories wanted in all; it may change from one session to the next.
+    unique : name of an integer column (a seed) that no two trajectories may share; ``append`` drops the second one.
+    fields, clocks, columns : declarations; what is not declared is taken from the first trajectory.
+    profile : ``"fast"``, ``"balanced"``, ``"small"``, or a ``Codec``; for arrays that do not exist yet.
+    commit_every : seconds from one commit to the next, ``None`` for no timer. The timer waits longer, up to six
+        times, while a commit would write more than eight times the bytes that are new.
+    commit_trajectories, commit_bytes : commit also when so many trajectories, or raw bytes, are new.
+    queue_bytes : raw bytes that may wait for the encoders.
+    on_full : ``"wait"`` for room in the queue, or ``"error"`` to raise ``QueueFullError``.
+    threads : encoder threads; by default one for each core.
+    handle_signals : commit on SIGINT and SIGTERM, then let them take their course (main thread only).
+
+    Returns
+    -------
+    Writer
+        Use it as a context manager: leaving it commits, also when an exception does.
+
+    Raises
+    ------
+    AlreadyExistsError
+        There is a store, or another folder with something in it.
+    LockedError
+        Another living process writes to the store.
+    ConfigMismatchError
+        The store was collected under another configuration.
+    FormatError
+        The store's manifest cannot be used; it is left as it is.
+
+    Notes
+    -----
+    A commit makes everything appended so far durable and visible. A kill loses at most what came after the last one,
+    and costs nothing else: the next session goes on from there. Commit often where trajectories are dear (call
+    ``commit()``, or ``commit_trajectories=1``); a commit costs a flush of the disk and a rewrite of each array's last
+    shard, so ten seconds is a good default for cheap ones.
+    """
+    if on_full not in ("wait", "error"):
+        raise SchemaError(f"on_full is 'wait' or 'error', not {on_full!r}")
+    storage: Storage = LocalStorage(path) if isinstance(path, (str, os.PathLike)) else path
+    if part is not None:
+        storage.make_root()
+        storage = storage.child(check_name(part, "part"))
+    session = _open_session(storage, resume)
+    try:
+        return Writer(
+            session,
+            config=describe_config(config, files) if config is not None or files is not None else None,
+            force=force,
+            target=target,
+            unique=unique,
+            declared=Schema(dict(fields or {}), _clocks(fields, clocks), dict(columns or {})),
+            codec=_codec(profile),
+            commit_every=commit_every,
+            commit_trajectories=commit_trajectories,
+            commit_bytes=commit_bytes,
+            queue_bytes=queue_bytes,
+            on_full=on_full,
+            threads=threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 2,
+            handle_signals=handle_signals,
+        )
+    except BaseException:
+        session.close()
+        raise
+
+
+def _open_session(storage: Storage, resume: bool) -> Session:
+    storage.make_root()
+    present = set(storage.list("")) - {PRIVATE}
+    if present and not resume and storage.size("zarr.json") is not None:
+        raise AlreadyExistsError(
+            f"{storage.describe()} exists",
+            hint="pass resume=True to go on with it, or choose another path",
+        )
+    if present and storage.size("zarr.json") is None and storage.list(PRIVATE) == []:
+        raise AlreadyExistsError(f"{storage.describe()} holds other files", hint="choose a new or an empty folder")
+    session = Session(storage)
+    try:
+        session.find_head()
+        if session.head is not None and not resume:
+            raise AlreadyExistsError(
+                f"{storage.describe()} exists", hint="pass resume=True to go on with it, or choose another path"
+            )
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _clocks(fields: Mapping[str, Field] | None, clocks: Mapping[str, Clock] | None) -> dict[str, Clock]:
+    """The declared clocks, and those that declared fields merely name."""
+    named = {spec.clock: Clock() for spec in (fields or {}).values() if spec.clock is not None}
+    if "steps" in named:
+        named["steps"] = Clock("main")
+    return {**named, **(clocks or {})}
+
+
+def _codec(profile: str | Codec) -> Codec:
+    if isinstance(profile, Codec):
+        return profile
+    try:
+        return PROFILES[profile]
+    except KeyError:
+        raise SchemaError(f"{profile!r} is no profile", hint="one of " + ", ".join(PROFILES)) from None
+
+
+class _Lock:
+    """A lock that knows whether the calling thread holds it (a signal handler must not wait for its own thread)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owner = 0
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = 0
+        self._lock.release()
+
+    @property
+    def mine(self) -> bool:
+        return self._owner == threading.get_ident()
+
+
+class Writer:
+    """Appends trajectories to one store; made by :func:`create`.
+
+    Attributes
+    ----------
+    state : dict
+        Anything of the caller's (random state, counters) that JSON can hold; each commit stores it with the data.
+    target : int or None
+        Number of trajectories wanted in all.
+
+    Notes
+    -----
+    Any thread may append; trajectories are stored in the order in which the calls came. A background failure is raised
+    by the next call, and nothing of that call's trajectory is stored; ``commit`` tries again. Not usable in a forked
+    child.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        config: dict[str, Any] | None,
+        force: bool,
+        target: int | None,
+        unique: str | None,
+        declared: Schema,
+        codec: Codec,
+        commit_every: float | None,
+        commit_trajectories: int | None,
+        commit_bytes: int | None,
+        queue_bytes: int,
+        on_full: str,
+        threads: int,
+        handle_signals: bool,
+    ) -> None:
+        self._session = session
+        self._lock = _Lock()
+        self._committing = _Lock()
+        self._pid = os.getpid()
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._on_full = on_full
+        self._commit_every = commit_every
+        self._commit_trajectories = commit_trajectories
+        self._commit_bytes = commit_bytes
+        self._declared = declared
+        self._ingest = Ingest(
+            session, codec, threads=threads, queue_bytes=queue_bytes, lock=self._lock, clock=time.monotonic
+        )
+        self._restore(config, force, target, unique)
+        self._checker = Checker(self._ingest.schema) if self._ingest.schema.clocks else None
+        self._new_bytes = 0
+        self._new_trajectories = 0
+        self._committed_version: tuple[Any, ...] | None = None
+        self._wake = threading.Condition()
+        self._wanted = False
+        self._commit()
+        self._timer = threading.Thread(target=self._keep_time, name="trajstore-commit", daemon=True)
+        self._timer.start()
+        self._watching = signals.watch(self._on_signal, self._is_mine) if handle_signals else None
+
+    def _restore(self, config: dict[str, Any] | None, force: bool, target: int | None, unique: str | None) -> None:
+        head = self._session.head
+        now = time.time()
+        if head is None:
+            self._progress = Progress(target, IntervalSet(), IntervalSet(), {})
+            self._deleted = IntervalSet()
+            self._config: dict[str, Any] = {**(config or describe_config(None, None)), "forced": []}
+            self._unique, self._created, self._attributes = unique, now, {}
+        else:
+            snapshot = Snapshot(self._session.storage, head)
+            stored_target, state = Progress.state_from_json(head.progress)
+            self._progress = Progress(
+                stored_target if target is None else target, snapshot.set("attempted"), snapshot.set("completed"), state
+            )
+            self._deleted = snapshot.set("deleted")
+            self._unique = unique or head.progress.get("unique")
+            self._created, self._attributes = head.created, dict(head.attributes)
+            self._config = self._resumed_config(dict(head.config), config, force)
+        counts = self._ingest.counts
+        self._opened = {
+            "started": now,
+            "trajectories": counts["trajectories"],
+            "steps": counts["steps"],
+            "pid": os.getpid(),
+        }
+
+    def _resumed_config(self, stored: dict[str, Any], given: dict[str, Any] | None, force: bool) -> dict[str, Any]:
+        if given is None:
+            return stored
+        differences = compare_config(stored, given)
+        if not differences:
+            return stored
+        if not force:
+            raise mismatch(differences, self.path)
+        record = {"time": time.time(), "differences": {key: list(pair) for key, pair in differences.items()}}
+        return {**given, "forced": [*stored.get("forced", []), record]}
+
+    # -- what a user sees ------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        return self._session.storage.describe()
+
+    @property
+    def schema(self) -> Schema:
+        return self._ingest.schema
+
+    def __len__(self) -> int:
+        """Number of trajectories, those not committed yet included."""
+        return self._ingest.counts["trajectories"]
+
+    @property
+    def steps(self) -> int:
+        """Number of rows on the main clock, those not committed yet included."""
+        return self._ingest.counts["steps"]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self._progress.state
+
+    @state.setter
+    def state(self, value: dict[str, Any]) -> None:
+        self._progress.state = value
+        self._progress.version += 1
+
+    @property
+    def target(self) -> int | None:
+        return self._progress.target
+
+    @target.setter
+    def target(self, value: int | None) -> None:
+        self._progress.target = value
+        self._progress.version += 1
+
+    @property
+    def remaining(self) -> int | None:
+        """Trajectories still missing to the target; ``None`` without one."""
+        return None if self.target is None else max(self.target - len(self), 0)
+
+    @property
+    def committed(self) -> int:
+        """Number of trajectories in the last commit."""
+        head = self._session.head
+        return head.counts["trajectories"] if head else 0
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Queue and commit figures of this session: bytes, seconds, counts."""
+        budget = self._ingest.budget
+        return {
+            "queue_bytes": budget.used,
+            "queue_peak_bytes": budget.peak,
+            "stall_seconds": budget.stalled,
+            **self._ingest.disk_figures(),
+        }
+
+    def append(self, trajectory: Mapping[str, Any], /, **columns: Any) -> int | None:
+        """Append one trajectory and return at once, after one copy of it.
+
+        Parameters
+        ----------
+        trajectory : dict of arrays, time first, nested as you like: NumPy arrays, torch tensors on any device, lists,
+            a str, ``None`` for a field that this trajectory does not have.
+        columns : one value for the whole trajectory: an int, float or bool; a str or a dict becomes a field.
+
+        Returns
+        -------
+        int or None
+            Its id; ``None`` if a trajectory with the same value of the ``unique`` column is stored already.
+
+        Raises
+        ------
+        SchemaError
+            It does not fit what is stored; nothing of it was taken.
+        QueueFullError
+            ``on_full="error"`` and the encoders are behind; nothing of it was taken.
+        StorageError, ConflictError, StateError
+            A commit failed in the background since the last call, or the writer is closed, forked or fenced.
+        """
+        if self._closed or self._failure is not None or os.getpid() != self._pid:
+            self._refuse()
+        with self._lock:
+            if self._checker is None:
+                self._learn(trajectory, columns)
+            number = self._append(trajectory, columns)
+        if self._wanted or signals.deferred:
+            self._after_append()
+        return number
+
+    def _append(self, trajectory: Mapping[str, Any], columns: Mapping[str, Any]) -> int | None:
+        checker = self._checker
+        assert checker is not None
+        flat = flatten(trajectory, columns, checker.schema)
+        try:
+            arrays, lengths, values = checker.rows(flat)
+        except AbsentField as absent:
+            self._split(absent.path)
+            return self._append(trajectory, columns)
+        except SchemaError:
+            if self._adds_late_fields(flat):
+                return self._append(trajectory, columns)
+            raise
+        key = None
+        if self._unique is not None:
+            key = flat.get(self._unique)
+            if key is None:
+                raise SchemaError(f"the column {self._unique!r}, declared unique, is missing")
+            if int(key) in self._progress.completed:
+                return None
+        amount = sum(rows.nbytes for rows in arrays if rows is not None)
+        if self._on_full == "error" and not self._ingest.budget.has_room(amount):
+            raise QueueFullError(
+                f"{self._ingest.budget.used} bytes wait for the encoders, and {amount} more do not fit",
+                hint="append it again later, or raise queue_bytes",
+            )
+        number = self._ingest.append(arrays, lengths, values)
+        seed = key if key is not None else flat.get("seed")
+        if seed is not None and isinstance(seed, (int, np.integer)):
+            self._progress.attempt(int(seed), completed=True)
+        self._new_bytes += amount
+        self._new_trajectories += 1
+        if (self._commit_trajectories is not None and self._new_trajectories >= self._commit_trajectories) or (
+            self._commit_bytes is not None and self._new_bytes >= self._commit_bytes
+        ):
+            self._wanted = True
+        return number
+
+    def _after_append(self) -> None:
+        if self._wanted:
+            with self._wake:
+                self._wake.notify_all()
+        if signals.deferred and threading.current_thread() is threading.main_thread():
+            signals.redeliver()
+
+    def _learn(self, trajectory: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        """Take what the first trajectory shows into the schema."""
+        declared = self._declared
+        flat = flatten(trajectory, columns, declared)
+        schema = infer(flat, set(columns), declared)
+        Checker(schema).rows({name: flat.get(name) for name in [*schema.fields, *flat]})
+        self._ingest.declare(schema)
+        self._late = {path for path, value in flat.items() if value is None} | set(declared.fields)
+        self._checker = Checker(schema)
+
+    def _adds_late_fields(self, flat: Mapping[str, Any]) -> bool:
+        """Fields that the first trajectory had as ``None`` get their arrays when they first have rows."""
+        checker = self._checker
+        assert checker is not None
+        schema = checker.schema
+        late = getattr(self, "_late", set())
+        new = {path: value for path, value in flat.items() if path in late and path not in schema.fields}
+        if not any(value is not None for value in new.values()):
+            return False
+        for path, value in new.items():
+            if value is not None:
+                added = infer({path: value}, set(), Schema())
+                clock = self._ingest.free_clock(path)
+                spec = replace(added.fields[path], clock=clock)
+                schema = schema.with_field(path, spec, Clock("none"))
+        self._ingest.declare(schema)
+        self._checker = Checker(schema)
+        return True
+
+    def split_clock(self, field: str) -> None:
+        """Give a field a clock of its own: from now on it may have another number of rows than those it was with.
+
+        Commits first. Raises ``NotFoundError`` for a field that the store does not have.
+        """
+        if self._closed or self._failure is not None or os.getpid() != self._pid:
+            self._refuse()
+        with self._lock:
+            if field not in self.schema.fields:
+                raise NotFoundError(f"{self.path} has no field {field!r}")
+            self._split(field)
+
+    def _split(self, path: str) -> None:
+        if len(self.schema.on_clock(str(self.schema.fields[path].clock))) > 1:
+            self._commit()
+            self._ingest.split(path)
+            self._checker = Checker(self._ingest.schema)
+
+    # -- seeds -----------------------------------------------------------------------------------------------------
+
+    def seeds(self, wanted: range) -> Iterator[int]:
+        """The seeds of a range that were never attempted, one by one, until the target is reached.
+
+        Going on to the next seed marks the one before as attempted, whether it yielded a trajectory or not, so that
+        after a kill no seed is skipped and none is collected twice. A seed whose trajectory was appended with
+        ``seed=`` is marked in the same instant as the trajectory is.
+        """
+        for seed in self._progress.remaining(wanted):
+            if self.remaining == 0:
+                return
+            if seed in self._progress.attempted:
+                continue
+            yield seed
+            self.mark_attempted(seed)
+
+    def remaining_seeds(self, wanted: range, count: int) -> np.ndarray[Any, Any]:
+        """The first ``count`` seeds of a range that were never attempted, int64; for collectors that run batches."""
+        return self._progress.remaining(wanted).first(count)
+
+    def mark_attempted(self, seeds: int | Iterable[int]) -> None:
+        """Mark seeds as tried, also those that yielded nothing; the next commit makes it durable."""
+        with self._lock:
+            self._progress.attempt(seeds)
+
+    @property
+    def attempted(self) -> IntervalSet:
+        return self._progress.attempted.freeze()
+
+    @property
+    def completed(self) -> IntervalSet:
+        return self._progress.completed.freeze()
+
+    # -- commits ---------------------------------------------------------------------------------------------------
+
+    def commit(self) -> int:
+        """Make everything appended so far durable and visible; the number of the commit.
+
+        Raises ``StorageError`` if the disk refused (nothing is lost: call again), ``ConflictError`` if another writer
+        took over, ``StateError`` if this writer cannot go on.
+        """
+        if self._closed or os.getpid() != self._pid:
+            self._refuse()
+        self._failure = None
+        try:
+            self._commit()
+        finally:
+            if signals.deferred and threading.current_thread() is threading.main_thread():
+                signals.redeliver()
+        head = self._session.head
+        return head.commit.number if head else 0
+
+    def _commit(self) -> None:
+        with self._committing:
+            with self._lock:
+                version = self._version()
+                if version == self._committed_version and self._session.head is not None:
+                    self._wanted = False
+                    return
+                cut = self._ingest.cut()
+                progress = self._progress
+                sets = {
+                    "deleted": self._deleted,
+                    "attempted": progress.attempted.freeze(),
+                    "completed": progress.completed.freeze(),
+                }
+                extra = {
+                    "created": self._created,
+                    "config": self._config,
+                    "session": self._opened,
+                    "progress": {**progress.to_json(), "unique": self._unique},
+                    "attributes": self._attributes,
+                }
+                new_bytes, new_trajectories = self._new_bytes, self._new_trajectories
+                self._wanted = False
+            self._ingest.commit(cut, sets, extra)
+            with self._lock:
+                self._committed_version = version
+                self._new_bytes -= new_bytes
+                self._new_trajectories -= new_trajectories
+            self._session.write_children(due=True)
+
+    def _version(self) -> tuple[Any, ...]:
+        ingest = self._ingest
+        return ingest.counts["next_id"], id(ingest.schema), self._progress.version, self._opened["started"]
+
+    def _keep_time(self) -> None:
+        """The committer's thread: commits when asked by ``_wanted``, or when the time has come."""
+        last = time.monotonic()
+        while True:
+            with self._wake:
+                if self._closed:
+                    return
+                if not self._wanted:
+                    self._wake.wait(self._until(last))
+                if self._closed:
+                    return
+            due = self._commit_every is not None and time.monotonic() - last >= self._commit_every
+            if not self._wanted and not (due and self._worth_it(last)):
+                continue
+            last = time.monotonic()
+            try:
+                self._commit()
+            except BaseException as error:
+                self._failure = error
+                self._wanted = False
+
+    def _until(self, last: float) -> float | None:
+        if self._commit_every is None:
+            return None
+        late = time.monotonic() - last - self._commit_every
+        return -late if late < 0 else self._commit_every
+
+    def _worth_it(self, last: float) -> bool:
+        """Whether a commit by the timer would write no more than ``_AMPLIFICATION`` times what is new."""
+        every = self._commit_every or 0.0
+        if time.monotonic() - last >= _PATIENCE * every:
+            return True
+        return self._ingest.rewritten_bytes() <= _AMPLIFICATION * self._ingest.new_bytes(self._new_bytes)
+
+    def _on_signal(self) -> None:
+        if not self._closed and os.getpid() == self._pid:
+            try:
+                self._commit()
+            except BaseException as error:
+                self._failure = error
+                raise
+
+    def _is_mine(self) -> bool:
+        return self._lock.mine or self._committing.mine
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Commit and release the store. Raises what a commit raises; the store is released in any case."""
+        if self._closed:
+            return
+        if os.getpid() != self._pid:
+            self._closed = True
+            return
+        try:
+            self._commit()
+            self._session.write_children()
+        finally:
+            self._release()
+
+    def abandon(self) -> None:
+        """Release the store without another commit: what was appended since the last one is dropped."""
+        if not self._closed and os.getpid() == self._pid:
+            self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+        with self._wake:
+            self._wake.notify_all()
+        if threading.current_thread() is not self._timer:
+            self._timer.join()
+        signals.unwatch(self._watching)
+        self._ingest.close()
+        self._session.close()
+        if signals.deferred and threading.current_thread() is threading.main_thread():
+            signals.redeliver()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except TrajstoreError:
+            # The error that ended the block matters more than that its buffered rows could not be committed either.
+            if error is None:
+                raise
+
+    def __reduce__(self) -> Any:
+        raise StateError(
+            "a writer cannot be pickled: a store has one writer at a time",
+            hint="in each process: trajstore.create(path, part=f'rank{rank}')",
+        )
+
+    def __repr__(self) -> str:
+        return f"<Writer {self.path}: {len(self)} trajectories, {self.committed} committed>"
+
+    def _refuse(self) -> None:
+        if os.getpid() != self._pid:
+            raise StateError(
+                "this writer was inherited by a forked process, which may not use it",
+                hint="in each process: trajstore.create(path, part=f'rank{rank}')",
+            )
+        if self._closed:
+            raise StateError(f"the writer of {self.path} is closed")
+        failure = self._failure
+        if isinstance(failure, (StorageError, ConflictError, StateError)):
+            raise failure
+        raise StateError(f"a background commit of {self.path} failed: {failure!r}") from failure
