@@ -174,14 +174,20 @@ class _Compiler:
         self._columns_at: dict[int, str] = {}  # place -> column, where backticks or a Python keyword name one
 
     def compiled(self) -> _Step:
+        tree = self._parsed()
+        step = self._apply(tree, operands.truth, self._step(tree, 0))
+        if not self.names:
+            self._refuse("no column is named", 0)
+        return step
+
+    def _parsed(self) -> ast.expr:
         if not self.text:
             raise SchemaError("the filter is empty", hint=_EXAMPLE)
         code = _TOKEN.sub(self._substitute, self.text)
         try:
             with _parsing, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python warns of "\d" and 50and
-                tree = ast.parse(code, mode="eval")
-            step = self._apply(tree.body, operands.truth, self._step(tree.body, 0))
+                return ast.parse(code, mode="eval").body
         except SyntaxError as error:
             place = max((error.offset or 1) - 1, 0)
             self._refuse(error.msg, place, "write == to compare" if self.text[place : place + 1] == "=" else _EXAMPLE)
@@ -189,13 +195,8 @@ class _Compiler:
             self._refuse_depth(0)
         except UnicodeEncodeError as error:
             self._refuse("half of a surrogate pair", error.start)
-        except ValueError as error:
-            if isinstance(error, SchemaError):
-                raise
+        except ValueError as error:  # a null byte
             self._refuse(str(error), 0)
-        if not self.names:
-            self._refuse("no column is named", 0)
-        return step
 
     def _substitute(self, token: re.Match[str]) -> str:
         """What Python's parser gets to see: as many characters, so that every place stays the same."""
