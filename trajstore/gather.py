@@ -216,7 +216,7 @@ class ArrayReader:
                 stop = max(stop, wanted[end][0] + wanted[end][1])
                 end += 1
             data = self._read(key, start, stop)
-            view = memoryview(data)
+            view = np.frombuffer(data, np.uint8)
             for offset, size, task in wanted[at:end]:
                 yield offset, (data if end - at == 1 else view[offset - start : offset - start + size]), task
             at = end

@@ -12,17 +12,16 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
+from trajstore.checksum import crc32c
 from trajstore.errors import CorruptionError
 from trajstore.layout import CRC, FRAME_HEADER, MISSING, ArrayLayout, Codec
 
 # One thread for each call: chunks are encoded side by side by the engine's own threads.
 blosc.use_threads = False
 
-crc32c = google_crc32c.extend
 _LENGTHS = struct.Struct("<4xi4xi")  # nbytes and cbytes of a Blosc header
 _CRC = struct.Struct("<I")
 
@@ -32,11 +31,11 @@ def encode_frame(chunk: np.ndarray[Any, Any], codec: Codec) -> bytes:
     if chunk.dtype.kind in "bc":  # the codec takes its type size from the buffer, and some of its buffers know neither
         chunk = chunk.view(f"V{chunk.itemsize}") if chunk.dtype.kind == "c" else chunk.view(np.uint8)
     frame: bytes = blosc.compress(chunk, codec.cname.encode(), codec.clevel, codec.shuffle_code, codec.blocksize)
-    return frame + _CRC.pack(crc32c(0, frame))
+    return frame + _CRC.pack(crc32c(frame))
 
 
-def decode_frame(frame: bytes | memoryview, out: np.ndarray[Any, Any]) -> None:
-    """Check one frame and decompress it into ``out``, a C-contiguous array of a whole chunk.
+def decode_frame(frame: bytes | np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+    """Check one frame (bytes, or uint8 (n,)) and decompress it into ``out``, a C-contiguous array of a whole chunk.
 
     The decoder is not safe on forged input, so lengths and checksum come first.
     Raises ``CorruptionError`` (without a place: the caller knows it).
@@ -45,7 +44,7 @@ def decode_frame(frame: bytes | memoryview, out: np.ndarray[Any, Any]) -> None:
     if end < FRAME_HEADER:
         raise CorruptionError("a chunk is shorter than its own header")
     body = frame[:end]
-    if _CRC.unpack(frame[end:])[0] != crc32c(0, bytes(body) if isinstance(body, memoryview) and not body.readonly else body):
+    if _CRC.unpack(frame[end:])[0] != crc32c(body):
         raise CorruptionError("a chunk does not match its crc32c")
     nbytes, cbytes = _LENGTHS.unpack_from(body)
     if nbytes != out.nbytes or cbytes != end:
@@ -63,7 +62,7 @@ def parse_index(data: bytes, layout: ArrayLayout, length: int) -> np.ndarray[Any
     """
     if len(data) != layout.index_bytes or length < layout.index_bytes:
         raise CorruptionError("a shard is shorter than its index")
-    if _CRC.unpack(data[-CRC:])[0] != crc32c(0, data[:-CRC]):
+    if _CRC.unpack(data[-CRC:])[0] != crc32c(data[:-CRC]):
         raise CorruptionError("a shard's index does not match its crc32c")
     raw = np.frombuffer(data, "<u8", count=2 * layout.chunks_per_shard).reshape(-1, 2)
     missing = (raw == MISSING).all(axis=1)
@@ -130,7 +129,7 @@ class GrowingShard:
             entries[chunk] = at, len(frame)
             at += len(frame)
         body = entries.astype("<u8", copy=False).tobytes()
-        return body + _CRC.pack(crc32c(0, body))
+        return body + _CRC.pack(crc32c(body))
 
     def advance(self, pieces: list[bytes], taken: dict[int, bytes]) -> None:
         """The version that ``next_version`` gave is now the file."""
@@ -141,8 +140,8 @@ class GrowingShard:
                 self.garbage += int(self._entries[chunk, 1])
             self._entries[chunk] = self.length, len(frame)
             self.length += len(frame)
-            self.crc = crc32c(self.crc, frame)
+            self.crc = crc32c(frame, self.crc)
             if self._pending.get(chunk) is frame:
                 del self._pending[chunk]
         self.length += len(pieces[-1])
-        self.crc = crc32c(self.crc, pieces[-1])
+        self.crc = crc32c(pieces[-1], self.crc)
