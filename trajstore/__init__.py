@@ -2,6 +2,34 @@
 
 from __future__ import annotations
 
-from trajstore.__about__ import __version__
+from typing import Any
 
-__all__ = ["__version__"]
+from trajstore.__about__ import __version__
+from trajstore.dataset import Dataset, Trajectory, open
+from trajstore.errors import TrajstoreError
+from trajstore.layout import Codec
+from trajstore.schema import Clock, Column, Field
+from trajstore.writer import Writer, create
+
+__all__ = [
+    "Clock",
+    "Codec",
+    "Column",
+    "Dataset",
+    "Field",
+    "Trajectory",
+    "TrajstoreError",
+    "Writer",
+    "__version__",
+    "create",
+    "load_routes",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_routes":
+        from trajstore.compat.routes import load_routes
+
+        return load_routes
+    raise AttributeError(f"module 'trajstore' has no attribute {name!r}")

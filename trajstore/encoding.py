@@ -119,6 +119,34 @@ def decode_table(dtype: np.dtype[Any], rule: Rule) -> np.ndarray[Any, Any]:
     return (np.arange(256) / rule.divisor).astype(dtype)
 
 
+class Lookup:
+    """Stored bytes to a float field's values, bit for bit."""
+
+    def __init__(self, dtype: str, rule: Rule) -> None:
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self._table = decode_table(self.dtype, rule)
+
+    def __call__(self, stored: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+        # "clip" lets NumPy write into ``out`` as it goes; no index is out of range.
+        np.take(self._table, stored, out=out, mode="clip")
+
+
+class Widen:
+    """bfloat16 bits to float32, which holds every bfloat16 exactly."""
+
+    dtype: np.dtype[Any] = np.dtype("float32")
+
+    def __call__(self, stored: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+        np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32)
+
+
+def converter(spec: Field) -> Lookup | Widen | None:
+    """How a field's stored rows become its values; ``None`` where they are its values."""
+    if spec.rule.kind == "divide":
+        return Lookup(spec.dtype, spec.rule)
+    return Widen() if spec.dtype == "bfloat16" else None
+
+
 def choose_rule(spec: Field, rows: np.ndarray[Any, Any]) -> Rule:
     """The rule under which these first rows (n, *shape) are stored in fewer bytes without losing a bit."""
     if not spec.pack or spec.rule.kind != "plain" or np.dtype(spec.dtype).kind != "f" or len(rows) == 0:

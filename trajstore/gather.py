@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,8 +20,18 @@ from trajstore.storage import Storage
 Lengths = Callable[[int], "int | None"]
 
 _READ_BYTES = 4 << 20  # frames that lie side by side are read together, up to this
+_READ_GAP = 4096  # bytes between two frames that are cheaper to read than to skip
+_FEW_CHUNKS = 4  # a longer stretch is read once and would only push other chunks out of the cache
 _TASK_BYTES = 1 << 20  # decoded bytes that are worth a thread's while
 _INDEXES = 4096  # shard indexes kept for an array
+
+
+class Convert(Protocol):
+    """Stored rows to values."""
+
+    dtype: np.dtype[Any]
+
+    def __call__(self, stored: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None: ...
 
 
 class ChunkCache:
@@ -64,6 +74,7 @@ class ArrayReader:
     rows : number of rows that the commit names; none beyond is read.
     lengths : see ``Lengths``.
     strict : whether a chunk that is not there is damage (a field's named rows are always written) or fill (the table).
+    convert : how stored rows become the rows given out, where they differ.
 
     Notes
     -----
@@ -79,6 +90,7 @@ class ArrayReader:
         cache: ChunkCache | None = None,
         *,
         strict: bool = False,
+        convert: Convert | None = None,
     ) -> None:
         self.storage = storage
         self.layout = layout
@@ -86,15 +98,17 @@ class ArrayReader:
         self._lengths = lengths
         self._cache = cache
         self._strict = strict
+        self._convert = convert
+        self.dtype = layout.dtype if convert is None else convert.dtype
         self._indexes: OrderedDict[int, np.ndarray[Any, Any] | None] = OrderedDict()
 
     # -- what to read ----------------------------------------------------------------------------------------------
 
     def read(self, start: int, stop: int, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-        """Rows ``[start, stop)`` as stored, (stop - start, *row_shape)."""
+        """Rows ``[start, stop)``, (stop - start, *row_shape)."""
         layout = self.layout
         if out is None:
-            out = np.empty((stop - start, *layout.row_shape), layout.dtype)
+            out = np.empty((stop - start, *layout.row_shape), self.dtype)
         if stop <= start or not layout.row_bytes:
             return out
         size = layout.chunk_rows
@@ -103,14 +117,14 @@ class ArrayReader:
             first = chunk * size
             low, high = max(start, first), min(stop, first + size)
             tasks.append((chunk, slice(low - first, high - first), slice(low - start, high - start)))
-        self._run(tasks, out)
+        self._run(tasks, out, self._cache if len(tasks) <= _FEW_CHUNKS else None)
         return out
 
     def take(self, rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-        """Rows by number, int64 (n,), in any order and with repeats, as stored: (n, *row_shape)."""
+        """Rows by number, int64 (n,), in any order and with repeats: (n, *row_shape)."""
         layout = self.layout
         if out is None:
-            out = np.empty((len(rows), *layout.row_shape), layout.dtype)
+            out = np.empty((len(rows), *layout.row_shape), self.dtype)
         if not len(rows) or not layout.row_bytes:
             return out
         first, last = int(rows[0]), int(rows[-1])
@@ -129,7 +143,7 @@ class ArrayReader:
             (chunk, inner[a:b], slice(a, b) if order is None else order[a:b])
             for chunk, a, b in zip(named, starts, stops)
         ]
-        self._run(tasks, out)
+        self._run(tasks, out, self._cache)
         return out
 
     def has_chunk(self, chunk: int) -> bool:
@@ -138,33 +152,34 @@ class ArrayReader:
         index = self._index(shard, self._lengths(shard))
         return index is not None and bool(index[inner, 0] >= 0)
 
-    def _run(self, tasks: list[Any], out: np.ndarray[Any, Any]) -> None:
+    def _run(self, tasks: list[Any], out: np.ndarray[Any, Any], cache: ChunkCache | None) -> None:
         share = max(1, _TASK_BYTES // max(self.layout.chunk_bytes, 1))
         if len(tasks) <= share or _THREADS == 1 or getattr(_in_pool, "yes", False):
-            self._fill(tasks, out)
+            self._fill(tasks, out, cache)
             return
         share = max(share, min(-(-len(tasks) // _THREADS), 16 * share))
         parts = [tasks[i : i + share] for i in range(0, len(tasks), share)]
-        for done in [_pool().submit(self._fill_in_pool, part, out) for part in parts]:
+        for done in [_pool().submit(self._fill_in_pool, part, out, cache) for part in parts]:
             done.result()
 
-    def _fill_in_pool(self, tasks: list[Any], out: np.ndarray[Any, Any]) -> None:
+    def _fill_in_pool(self, tasks: list[Any], out: np.ndarray[Any, Any], cache: ChunkCache | None) -> None:
         _in_pool.yes = True
-        self._fill(tasks, out)
+        self._fill(tasks, out, cache)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _fill(self, tasks: list[Any], out: np.ndarray[Any, Any]) -> None:
-        layout, cache = self.layout, self._cache
+    def _fill(self, tasks: list[Any], out: np.ndarray[Any, Any], cache: ChunkCache | None) -> None:
+        """Fill ``out`` from chunks; a task is (chunk, rows in the chunk, rows of ``out``)."""
+        layout, convert = self.layout, self._convert
+        shape = (layout.chunk_rows, *layout.row_shape)
         whole = slice(0, layout.chunk_rows)
-        flat = out.flags.c_contiguous
+        in_place = convert is None and out.flags.c_contiguous and out.dtype == layout.dtype
         scratch: np.ndarray[Any, Any] | None = None
-        for shard, index, length, group in self._by_shard(tasks):
+        for shard, index, group in self._by_shard(tasks):
             key = layout.shard_key(shard)
             wanted = []
             for task in group:
-                chunk = task[0] - shard * layout.chunks_per_shard
-                offset, size = (-1, 0) if index is None else index[chunk].tolist()
+                offset, size = (-1, 0) if index is None else index[task[0] - shard * layout.chunks_per_shard].tolist()
                 if offset < 0:
                     if self._strict:
                         raise self._lost(task[0])
@@ -172,27 +187,32 @@ class ArrayReader:
                     continue
                 found = cache.get((layout.path, key, offset, size)) if cache is not None else None
                 if found is not None:
-                    out[task[2]] = found[task[1]]
-                    continue
-                wanted.append((offset, size, task))
-            for offset, frame, task in self._frames(key, length, wanted):
-                at, target = task[1], task[2]
-                direct = cache is None and flat and type(at) is slice and at == whole and type(target) is slice
-                if direct:
-                    chunk_rows = out[target]
-                elif cache is not None:
-                    chunk_rows = np.empty((layout.chunk_rows, *layout.row_shape), layout.dtype)
+                    self._give(found, task, out)
                 else:
-                    if scratch is None:
-                        scratch = np.empty((layout.chunk_rows, *layout.row_shape), layout.dtype)
-                    chunk_rows = scratch
-                self._decode(frame, chunk_rows, key, task[0])
-                if not direct:
-                    out[target] = chunk_rows[at]
+                    wanted.append((offset, size, task))
+            for offset, size, frame, task in self._frames(key, wanted):
+                if in_place and cache is None and type(task[1]) is slice and task[1] == whole:
+                    self._decode(frame, out[task[2]], key, task[0])
+                    continue
+                if cache is not None or scratch is None:
+                    scratch = np.empty(shape, layout.dtype)
+                self._decode(frame, scratch, key, task[0])
+                self._give(scratch, task, out)
                 if cache is not None:
-                    cache.put((layout.path, key, offset, len(frame)), chunk_rows)
+                    cache.put((layout.path, key, offset, size), scratch)
 
-    def _by_shard(self, tasks: list[Any]) -> Iterator[tuple[int, Any, int, list[Any]]]:
+    def _give(self, chunk: np.ndarray[Any, Any], task: Any, out: np.ndarray[Any, Any]) -> None:
+        _, inner, target = task
+        if self._convert is None:
+            out[target] = chunk[inner]
+        elif isinstance(target, slice):
+            self._convert(chunk[inner], out[target])
+        else:
+            values = np.empty((len(target), *self.layout.row_shape), self.dtype)
+            self._convert(chunk[inner], values)
+            out[target] = values
+
+    def _by_shard(self, tasks: list[Any]) -> Iterator[tuple[int, Any, list[Any]]]:
         per = self.layout.chunks_per_shard
         at = 0
         while at < len(tasks):
@@ -200,25 +220,26 @@ class ArrayReader:
             end = at
             while end < len(tasks) and tasks[end][0] // per == shard:
                 end += 1
-            length = self._lengths(shard)
-            yield shard, self._index(shard, length), length or 0, tasks[at:end]
+            yield shard, self._index(shard, self._lengths(shard)), tasks[at:end]
             at = end
 
-    def _frames(self, key: str, length: int, wanted: list[Any]) -> Iterator[tuple[int, Any, Any]]:
-        """Each wanted frame with its offset and task; neighbours in the file come from one read."""
+    def _frames(self, key: str, wanted: list[Any]) -> Iterator[tuple[int, int, Any, Any]]:
+        """Each wanted frame with its offset, size and task; neighbours in the file come from one read."""
         wanted.sort(key=lambda item: item[0])
         at = 0
         while at < len(wanted):
             start, size, _ = wanted[at]
             stop = start + size
             end = at + 1
-            while end < len(wanted) and wanted[end][0] <= stop + 4096 and wanted[end][0] + wanted[end][1] - start <= _READ_BYTES:
-                stop = max(stop, wanted[end][0] + wanted[end][1])
+            while end < len(wanted):
+                offset, size, _ = wanted[end]
+                if offset > stop + _READ_GAP or offset + size - start > _READ_BYTES:
+                    break
+                stop = max(stop, offset + size)
                 end += 1
-            data = self._read(key, start, stop)
-            view = np.frombuffer(data, np.uint8)
+            data = np.frombuffer(self._read(key, start, stop), np.uint8)
             for offset, size, task in wanted[at:end]:
-                yield offset, (data if end - at == 1 else view[offset - start : offset - start + size]), task
+                yield offset, size, data[offset - start : offset - start + size], task
             at = end
 
     def _read(self, key: str, start: int, stop: int) -> bytes:

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from trajstore.commit import read_manifest
-from trajstore.encoding import set_layout
+from trajstore.encoding import converter, set_layout
 from trajstore.errors import CorruptionError, NotFoundError
-from trajstore.gather import ArrayReader, ChunkCache
+from trajstore.gather import ArrayReader, ChunkCache, Convert
 from trajstore.intervals import IntervalSet
 from trajstore.layout import TABLE_DIMENSION, clock_array, column_array
 from trajstore.manifest import Manifest, StoredSet
 from trajstore.schema import ID
 from trajstore.seals import load_seals
 from trajstore.storage import Storage
+
+
+_TABLE_CACHE = 4 << 20  # bytes; what a loop over trajectories needs of the table
 
 
 class Snapshot:
@@ -32,7 +35,9 @@ class Snapshot:
         self.storage = storage
         self.manifest = manifest
         self.cache = cache
+        self._table_cache = ChunkCache(_TABLE_CACHE)
         self._readers: dict[str, ArrayReader] = {}
+        self._fields: dict[str, ArrayReader] = {}
         self._lengths: dict[str, dict[int, int]] | None = None
         self._live: IntervalSet | None = None
         self._guard = threading.Lock()
@@ -73,23 +78,34 @@ class Snapshot:
         return _load_set(self.storage, value) if isinstance(value, StoredSet) else value
 
     def reader(self, array: str) -> ArrayReader:
-        """The reader of an array. Raises ``NotFoundError``."""
+        """The reader of an array's rows as they are stored. Raises ``NotFoundError``."""
         reader = self._readers.get(array)
         if reader is None:
-            try:
-                layout, rows = self.manifest.arrays[array]
-            except KeyError:
-                raise NotFoundError(f"{self.place} has no array {array!r}") from None
-            table = layout.dimension == TABLE_DIMENSION
-            reader = self._readers[array] = ArrayReader(
-                self.storage,
-                layout,
-                rows,
-                self._shard_lengths(array).get,
-                None if table else self.cache,
-                strict=not table,
-            )
+            reader = self._readers[array] = self._open(array, None)
         return reader
+
+    def field(self, path: str) -> ArrayReader:
+        """The reader of a field's values. Raises ``NotFoundError``."""
+        reader = self._fields.get(path)
+        if reader is None:
+            try:
+                spec = self.manifest.schema.fields[path]
+            except KeyError:
+                raise NotFoundError(
+                    f"{self.place} has no field {path!r}", hint="it has " + ", ".join(self.manifest.schema.fields)
+                ) from None
+            reader = self._fields[path] = self._open(spec.array, converter(spec))
+        return reader
+
+    def _open(self, array: str, convert: Convert | None) -> ArrayReader:
+        try:
+            layout, rows = self.manifest.arrays[array]
+        except KeyError:
+            raise NotFoundError(f"{self.place} has no array {array!r}") from None
+        table = layout.dimension == TABLE_DIMENSION
+        lengths = self._shard_lengths(array).get
+        cache = self._table_cache if table else self.cache
+        return ArrayReader(self.storage, layout, rows, lengths, cache, strict=not table, convert=convert)
 
     def _shard_lengths(self, array: str) -> Mapping[int, int]:
         """The committed length of each shard of an array."""

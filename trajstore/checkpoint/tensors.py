@@ -99,6 +99,16 @@ def tensor_in(
     return result.set_(storage, offset // result.itemsize, size, stride)
 
 
+def as_parameter(tensor: torch.Tensor, kind: str, requires_grad: bool) -> torch.Tensor:
+    """The tensor as the ``Parameter`` or ``Buffer`` that it was."""
+    torch = import_torch()
+    if kind == "Parameter":
+        return torch.nn.Parameter(tensor, requires_grad)  # type: ignore[no-any-return]
+    if kind == "Buffer":
+        return torch.nn.Buffer(tensor)  # type: ignore[no-any-return]
+    return tensor.requires_grad_(requires_grad)
+
+
 class Snapshots:
     """Copies of tensors on the host that keep who shares a storage with whom; their memory is used again.
 
