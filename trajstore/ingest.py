@@ -19,7 +19,7 @@ from trajstore.commit import Session
 from trajstore.encoding import clock_layout, column_layout, field_layout, packer
 from trajstore.intake import ABSENT
 from trajstore.intervals import IntervalBuilder, IntervalSet
-from trajstore.layout import SEALS, ArrayLayout, Codec, clock_array, column_array
+from trajstore.layout import CLOCKS, SEALS, TABLE, ArrayLayout, Codec, clock_array, column_array
 from trajstore.manifest import Commit, Manifest, Shard
 from trajstore.repack import unpack
 from trajstore.schema import ID, Clock, Rule, Schema
@@ -93,6 +93,7 @@ class Ingest:
         self._orphans: dict[str, Shard] = {}
         self._sets = SetWriter(self.storage, session.uuid, self._disk)
         self._begun = False
+        self._torn = False  # an append was interrupted midway
         self._naming = threading.Lock()  # encoders name arrays too, and must never wait for the writer's lock
 
     def close(self) -> None:
@@ -186,6 +187,9 @@ class Ingest:
         """Take the rows of one trajectory, as ``intake.Checker`` gives them; its id."""
         if not self._begun:
             self._begin()
+        if self._torn:
+            self._mend()
+        self._torn = True
         appenders, schema, clock_rows, counts = self._appenders, self.schema, self._clock_rows, self.counts
         for spec, rows in zip(schema.fields.values(), arrays):
             if rows is not None:
@@ -203,7 +207,27 @@ class Ingest:
         counts["next_id"] = number + 1
         counts["trajectories"] += 1
         counts["steps"] += max(lengths[0], 0)
+        self._torn = False
         return number
+
+    def _mend(self) -> None:
+        """After an append that was interrupted midway, so that arrays differ in length: all go on at new shards."""
+        for clock in self.schema.clocks:
+            self._leap_clock(clock, past=True)
+        table = [a for path, a in self._appenders.items() if path.startswith((f"{CLOCKS}/", f"{TABLE}/"))]
+        self._table_rows = _aligned(max(appender.row for appender in table), [a.target for a in table])
+        for appender in table:
+            appender.leap(self._table_rows)
+        self._torn = False
+
+    def _leap_clock(self, clock: str, *, past: bool = False) -> None:
+        arrays = [self.schema.fields[path].array for path in self.schema.on_clock(clock)]
+        appenders = [self._appenders[array] for array in arrays if array in self._appenders]
+        if appenders:
+            row = max([self._clock_rows[clock], *(appender.row for appender in appenders if past)])
+            self._clock_rows[clock] = _aligned(row, [appender.target for appender in appenders])
+            for appender in appenders:
+                appender.leap(self._clock_rows[clock])
 
     def split(self, path: str) -> None:
         """Give a field a clock of its own, from the next trajectory on. All rows so far must be committed."""
@@ -253,11 +277,8 @@ class Ingest:
     def _leap_over_garbage(self) -> None:
         for clock in self.schema.clocks:
             arrays = [self.schema.fields[path].array for path in self.schema.on_clock(clock)]
-            appenders = [self._appenders[array] for array in arrays if array in self._appenders]
-            if any(_wasteful(appender.target) for appender in appenders):
-                self._clock_rows[clock] = _aligned(self._clock_rows[clock], [a.target for a in appenders])
-                for appender in appenders:
-                    appender.leap(self._clock_rows[clock])
+            if any(_wasteful(self._appenders[array].target) for array in arrays if array in self._appenders):
+                self._leap_clock(clock)
 
     def commit(self, cut: Cut, sets: Mapping[str, IntervalSet], extra: Mapping[str, Any]) -> Manifest:
         """Make a cut durable and visible. ``extra`` goes into the manifest as it is.

@@ -56,7 +56,13 @@ def _flatten_into(flat: dict[str, Any], values: Mapping[str, Any], prefix: str, 
                     continue
                 _flatten_into(flat, value, f"{path}/", schema)
                 continue
-        flat[prefix + name if prefix else name] = value
+        path = prefix + name if prefix else name
+        if value is None and path not in schema.fields:
+            inside = [known for known in schema.fields if known.startswith(f"{path}/")]
+            if inside:
+                flat.update(dict.fromkeys(inside))
+                continue
+        flat[path] = value
 
 
 def infer(flat: Mapping[str, Any], column_names: set[str], declared: Schema) -> Schema:
@@ -97,7 +103,35 @@ def infer(flat: Mapping[str, Any], column_names: set[str], declared: Schema) -> 
             fields[path] = _replace(spec, array=field_array(path))
     for path, rows in found.items():
         fields[path] = _replace(fields[path], rule=choose_rule(fields[path], rows))
-    return Schema(fields, clocks, columns)
+    absent = {check_path(path, "field") for path, value in flat.items() if value is None and path not in fields}
+    return Schema(fields, clocks, columns, frozenset(absent))
+
+
+def extend(schema: Schema, declared: Schema, place: str) -> Schema:
+    """A stored schema with what a later session declares beyond it.
+
+    New columns need a default, for the trajectories that are there; new fields are absent from those.
+    Raises ``SchemaError`` where a declaration contradicts the store.
+    """
+    for path, spec in declared.fields.items():
+        stored = schema.fields.get(path)
+        if stored is not None and (stored.dtype, stored.shape) != (spec.dtype, spec.shape):
+            raise SchemaError(
+                f"field {path!r} is declared {spec.dtype} {spec.shape}, and {place} holds {stored.dtype} {stored.shape}"
+            )
+    for name, column in declared.columns.items():
+        known = schema.columns.get(name)
+        if known is not None and known.dtype != column.dtype:
+            raise SchemaError(f"column {name!r} is declared {column.dtype}, and {place} holds {known.dtype}")
+        if known is None and column.default is None:
+            raise SchemaError(
+                f"column {name!r} is new, and {place} holds trajectories without it",
+                hint=f"declare what those have: Column({column.dtype!r}, default=...)",
+            )
+    new = frozenset(path for path in declared.fields if path not in schema.fields)
+    columns = {**declared.columns, **schema.columns}
+    ordered = {name: columns[name] for name in [*schema.columns, *declared.columns]}
+    return Schema(schema.fields, schema.clocks, ordered, schema.absent | new)
 
 
 def _assign_clocks(fields: dict[str, Field], clocks: dict[str, Clock], lengths: Mapping[str, int]) -> None:
@@ -201,7 +235,7 @@ class Checker:
                 value = column.default
             columns.append(as_column(name, column, value))
             taken += name in flat
-        if taken != len(flat):
+        if taken != len(flat) and any(name not in self.schema.absent or flat[name] is not None for name in flat):
             self._refuse_unknown(flat)
         self._refuse_partial(arrays, lengths)
         return arrays, lengths, columns
@@ -244,16 +278,28 @@ class Checker:
 
     def _refuse_unknown(self, flat: Mapping[str, Any]) -> None:
         known = [*self.fields, *self.columns]
+        absent = self.schema.absent
+        late = [name for name in flat if name in absent and flat[name] is not None]
+        if late:
+            raise LateField(late)
         for name in flat:
-            if not isinstance(name, str) or name not in known:
+            if not isinstance(name, str) or (name not in known and name not in absent):
                 raise unknown(str(name), known, "field or column")
 
     def _refuse_partial(self, arrays: list[Any], lengths: list[int]) -> None:
         for (path, _, _, _, clock), value in zip(self._fields, arrays):
             if value is None and lengths[clock] != ABSENT:
                 raise AbsentField(path)
-        if lengths and lengths[0] <= 0 and not any(n > 0 for n in lengths):
-            raise SchemaError("the trajectory is empty: no field has a row", hint="append it when it has a step")
+        if not lengths or lengths[0] == 0 or not any(n > 0 for n in lengths):
+            raise SchemaError("the trajectory is empty: it has no step", hint="append it when it has one")
+
+
+class LateField(Exception):
+    """Fields that were absent until now have rows."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(*paths)
+        self.paths = paths
 
 
 class AbsentField(Exception):

@@ -238,11 +238,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Schema:
-    """Fields by path, clocks and columns by name; every field's clock is among the clocks."""
+    """Fields by path, clocks and columns by name; every field's clock is among the clocks.
+
+    absent : fields that were named and never had a row, so that nothing is known of them yet.
+    """
 
     fields: Mapping[str, Field] = field(default_factory=dict)
     clocks: Mapping[str, Clock] = field(default_factory=dict)
     columns: Mapping[str, Column] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for path in self.fields:
@@ -265,13 +269,14 @@ class Schema:
         clocks = dict(self.clocks)
         if clock is not None and spec.clock is not None:
             clocks[spec.clock] = clock
-        return replace(self, fields={**self.fields, path: spec}, clocks=clocks)
+        return replace(self, fields={**self.fields, path: spec}, clocks=clocks, absent=self.absent - {path})
 
     def to_json(self) -> dict[str, Any]:
         return {
             "fields": {path: spec.to_json() for path, spec in self.fields.items()},
             "clocks": {name: spec.to_json() for name, spec in self.clocks.items()},
             "columns": {name: spec.to_json() for name, spec in self.columns.items()},
+            "absent": sorted(self.absent),
         }
 
     @classmethod
@@ -281,6 +286,7 @@ class Schema:
                 {path: Field.from_json(spec) for path, spec in value["fields"].items()},
                 {name: Clock.from_json(spec) for name, spec in value["clocks"].items()},
                 {name: Column.from_json(spec) for name, spec in value["columns"].items()},
+                frozenset(check_path(path, "field") for path in value.get("absent", [])),
             )
         except SchemaError as error:
             raise FormatError(f"the manifest's schema is not valid: {error.message}") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstore import signals
+from trajstore import signals, typedjson
 from trajstore.commit import Session
 from trajstore.config import compare_config, describe_config, mismatch
 from trajstore.encoding import DEFAULT_PROFILE, PROFILES
@@ -27,7 +27,7 @@ from trajstore.errors import (
     TrajstoreError,
 )
 from trajstore.ingest import Ingest
-from trajstore.intake import AbsentField, Checker, flatten, infer
+from trajstore.intake import AbsentField, Checker, LateField, extend, flatten, infer
 from trajstore.intervals import IntervalSet
 from trajstore.layout import PRIVATE, Codec
 from trajstore.progress import Progress
@@ -250,7 +250,7 @@ class Writer:
             session, codec, threads=threads, queue_bytes=queue_bytes, lock=self._lock, clock=time.monotonic
         )
         self._restore(config, force, target, unique)
-        self._checker = Checker(self._ingest.schema) if self._ingest.schema.clocks else None
+        self._checker = self._resumed_checker()
         self._new_bytes = 0
         self._new_trajectories = 0
         self._committed_version: tuple[Any, ...] | None = None
@@ -286,6 +286,15 @@ class Writer:
             "steps": counts["steps"],
             "pid": os.getpid(),
         }
+
+    def _resumed_checker(self) -> Checker | None:
+        schema = self._ingest.schema
+        if not schema.clocks:
+            return None
+        extended = extend(schema, self._declared, self.path)
+        if extended != schema:
+            self._ingest.declare(extended)
+        return Checker(extended)
 
     def _resumed_config(self, stored: dict[str, Any], given: dict[str, Any] | None, force: bool) -> dict[str, Any]:
         if given is None:
@@ -399,10 +408,9 @@ class Writer:
         except AbsentField as absent:
             self._split(absent.path)
             return self._append(trajectory, columns)
-        except SchemaError:
-            if self._adds_late_fields(flat):
-                return self._append(trajectory, columns)
-            raise
+        except LateField as late:
+            self._add_late(late.paths, flat)
+            return self._append(trajectory, columns)
         key = None
         if self._unique is not None:
             key = flat.get(self._unique)
@@ -442,27 +450,17 @@ class Writer:
         schema = infer(flat, set(columns), declared)
         Checker(schema).rows({name: flat.get(name) for name in [*schema.fields, *flat]})
         self._ingest.declare(schema)
-        self._late = {path for path, value in flat.items() if value is None} | set(declared.fields)
         self._checker = Checker(schema)
 
-    def _adds_late_fields(self, flat: Mapping[str, Any]) -> bool:
-        """Fields that the first trajectory had as ``None`` get their arrays when they first have rows."""
-        checker = self._checker
-        assert checker is not None
-        schema = checker.schema
-        late = getattr(self, "_late", set())
-        new = {path: value for path, value in flat.items() if path in late and path not in schema.fields}
-        if not any(value is not None for value in new.values()):
-            return False
-        for path, value in new.items():
-            if value is not None:
-                added = infer({path: value}, set(), Schema())
-                clock = self._ingest.free_clock(path)
-                spec = replace(added.fields[path], clock=clock)
-                schema = schema.with_field(path, spec, Clock("none"))
+    def _add_late(self, paths: list[str], flat: Mapping[str, Any]) -> None:
+        """Fields that no trajectory had so far get their arrays, each on a clock of its own."""
+        schema = self._ingest.schema
+        for path in paths:
+            declared = {path: self._declared.fields[path]} if path in self._declared.fields else {}
+            spec = infer({path: flat[path]}, {path}, Schema(declared)).fields[path]
+            schema = schema.with_field(path, replace(spec, clock=self._ingest.free_clock(path)), Clock())
         self._ingest.declare(schema)
         self._checker = Checker(schema)
-        return True
 
     def split_clock(self, field: str) -> None:
         """Give a field a clock of its own: from now on it may have another number of rows than those it was with.
@@ -567,7 +565,7 @@ class Writer:
 
     def _version(self) -> tuple[Any, ...]:
         ingest = self._ingest
-        return ingest.counts["next_id"], id(ingest.schema), self._progress.version, self._opened["started"]
+        return ingest.counts["next_id"], id(ingest.schema), self._progress.version, typedjson.dumps(self._progress.state)
 
     def _keep_time(self) -> None:
         """The committer's thread: commits when asked by ``_wanted``, or when the time has come."""
@@ -586,6 +584,7 @@ class Writer:
             last = time.monotonic()
             try:
                 self._commit()
+                self._failure = None
             except BaseException as error:
                 self._failure = error
                 self._wanted = False
