@@ -1,0 +1,1 @@
+"""Measurements of trajstore beside its peers: ``python -m bench``."""
