@@ -13,7 +13,7 @@ from trajstore.errors import CorruptionError, FormatError, MissingDependencyErro
 from trajstore.expression import Expression
 from trajstore.gather import ChunkCache
 from trajstore.index import bounds, locate, natural, spans
-from trajstore.layout import ROOT
+from trajstore.layout import COMMITS, ROOT
 from trajstore.schema import ID, MAIN_CLOCK, Column, Field, Schema
 from trajstore.snapshot import Snapshot
 from trajstore.storage import LocalStorage, Storage
@@ -50,21 +50,27 @@ def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Da
     places = list(path) if isinstance(path, (list, tuple)) else [path]
     if not places:
         raise NotFoundError("no store was given")
-    storages = [storage for place in places for storage in _stores(place)]
+    storages = [storage for place in places for storage in stores(place)]
     return Dataset(tuple(places), storages, ChunkCache(cache_bytes))
 
 
-def _stores(place: Any) -> list[Storage]:
+def stores(place: Place) -> list[Storage]:
+    """The stores that a path stands for: itself, or the parts directly inside it."""
     storage: Storage = LocalStorage(place) if isinstance(place, (str, os.PathLike)) else place
-    if storage.size(ROOT) is not None and not _is_folder_of_parts(storage):
+    if _is_store(storage, "") and not _is_folder_of_parts(storage):
         return [storage]
-    names = [name for name in storage.list("") if storage.size(f"{name}/{ROOT}") is not None]
+    names = [name for name in storage.list("") if _is_store(storage, f"{name}/")]
     parts = [storage.child(name) for name in sorted(names, key=natural)]
     return parts or [storage]  # reading the storage itself then says what is missing
 
 
+def _is_store(storage: Storage, prefix: str) -> bool:
+    """A store that has lost its root is one all the same: opening it must say so, not leave it out."""
+    return storage.size(f"{prefix}{ROOT}") is not None or bool(storage.list(f"{prefix}{COMMITS}"))
+
+
 def _is_folder_of_parts(storage: Storage) -> bool:
-    return b'"trajstore_parts"' in storage.read(ROOT, 0, 4096)
+    return storage.size(ROOT) is not None and b'"trajstore_parts"' in storage.read(ROOT, 0, 4096)
 
 
 class Dataset:

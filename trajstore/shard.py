@@ -10,7 +10,7 @@ goes on reading what it names.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from numcodecs import blosc
@@ -25,6 +25,8 @@ blosc.use_threads = False
 _LENGTHS = struct.Struct("<4xi4xi")  # nbytes and cbytes of a Blosc header
 _CRC = struct.Struct("<I")
 
+Frame = Union[bytes, "np.ndarray[Any, Any]"]
+
 
 def encode_frame(chunk: np.ndarray[Any, Any], codec: Codec) -> bytes:
     """Compress one whole chunk (C-contiguous) and append its crc32c."""
@@ -34,10 +36,10 @@ def encode_frame(chunk: np.ndarray[Any, Any], codec: Codec) -> bytes:
     return frame + _CRC.pack(crc32c(frame))
 
 
-def decode_frame(frame: bytes | np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
-    """Check one frame (bytes, or uint8 (n,)) and decompress it into ``out``, a C-contiguous array of a whole chunk.
+def check_frame(frame: Frame, chunk_bytes: int) -> Frame:
+    """Check the crc32c and the lengths of one frame of a chunk of ``chunk_bytes``; the frame without its crc32c.
 
-    The decoder is not safe on forged input, so lengths and checksum come first.
+    The decoder is not safe on forged input, so this comes before it.
     Raises ``CorruptionError`` (without a place: the caller knows it).
     """
     end = len(frame) - CRC
@@ -47,8 +49,17 @@ def decode_frame(frame: bytes | np.ndarray[Any, Any], out: np.ndarray[Any, Any])
     if _CRC.unpack(frame[end:])[0] != crc32c(body):
         raise CorruptionError("a chunk does not match its crc32c")
     nbytes, cbytes = _LENGTHS.unpack_from(body)
-    if nbytes != out.nbytes or cbytes != end:
-        raise CorruptionError(f"a chunk claims {nbytes} bytes in {cbytes}, expected {out.nbytes} in {end}")
+    if nbytes != chunk_bytes or cbytes != end:
+        raise CorruptionError(f"a chunk claims {nbytes} bytes in {cbytes}, expected {chunk_bytes} in {end}")
+    return body
+
+
+def decode_frame(frame: Frame, out: np.ndarray[Any, Any]) -> None:
+    """Check one frame (bytes, or uint8 (n,)) and decompress it into ``out``, a C-contiguous array of a whole chunk.
+
+    Raises ``CorruptionError`` (without a place: the caller knows it).
+    """
+    body = check_frame(frame, out.nbytes)
     try:
         blosc.decompress(body, out)
     except (RuntimeError, ValueError) as error:
