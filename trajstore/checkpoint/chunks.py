@@ -1,0 +1,148 @@
+"""The chunk files of a checkpoint: encoded, hard-linked where nothing changed, checked and decoded."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from trajstore.checkpoint.record import CODEC, Chunk, FlatArray
+from trajstore.checkpoint.tensors import Bytes
+from trajstore.checksum import crc32c
+from trajstore.errors import CorruptionError, StorageError, TrajstoreError
+from trajstore.shard import decode_frame, encode_frame
+from trajstore.storage import Storage
+
+
+class Pool:
+    """A few threads that run calls, and end with it.
+
+    An executor of the standard library takes no work once the interpreter is leaving, which is when the last
+    checkpoint is often written.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        for _ in range(threads):
+            threading.Thread(target=_run, args=(self._calls,), name="trajstore-checkpoint", daemon=True).start()
+        self._finalizer = weakref.finalize(self, _stop, self._calls, threads)
+        self._finalizer.atexit = False
+
+    def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """``[function(*item), ...]``; after an error the rest is not begun, and the first error is raised."""
+        arguments = list(items)
+        if len(arguments) == 1:
+            return [function(*arguments[0])]
+        results: list[Any] = [None] * len(arguments)
+        errors: list[BaseException] = []
+        left = threading.Semaphore(0)
+
+        def call(index: int) -> None:
+            try:
+                if not errors:
+                    results[index] = function(*arguments[index])
+            except BaseException as error:  # noqa: BLE001  # raised below
+                errors.append(error)
+            left.release()
+
+        for index in range(len(arguments)):
+            self._calls.put(lambda index=index: call(index))  # type: ignore[misc]
+        for _ in arguments:
+            left.acquire()
+        if errors:
+            error = errors[0]
+            errors.clear()  # else the error, its traceback and this frame hold each other, and the files they name
+            try:
+                raise error
+            finally:
+                del error
+        return results
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+def _run(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while True:
+        call = calls.get()
+        if call is None:
+            return
+        call()
+
+
+def _stop(calls: queue.SimpleQueue[Callable[[], None] | None], threads: int) -> None:
+    for _ in range(threads):
+        calls.put(None)
+
+
+def chunk_key(array: str, number: int) -> str:
+    return f"{array}/c.{number}"
+
+
+def write_chunk(
+    storage: Storage, folder: str, array: FlatArray, number: int, data: Bytes, before: tuple[str, Chunk] | None
+) -> tuple[Chunk, bool]:
+    """Write one chunk's file; returns what the record says of it, and whether it is a link.
+
+    Parameters
+    ----------
+    data : the chunk's bytes, fewer at the array's end.
+    before : the folder of the previous checkpoint and what its record says of the same chunk, or ``None``.
+    """
+    raw = crc32c(data)
+    key = chunk_key(f"{folder}/{array.name}", number)
+    if before is not None and before[1].raw == raw and _unchanged(storage, before, array, number, data):
+        try:
+            storage.link(chunk_key(f"{before[0]}/{array.name}", number), key)
+            return before[1], True
+        except StorageError:
+            pass  # no links here, or too many to one file: write it
+    values = data.view(array.stored)
+    if len(values) < array.chunk:
+        whole = np.zeros(array.chunk, array.stored)
+        whole[: len(values)] = values
+        values = whole
+    frame = encode_frame(values, CODEC)
+    storage.write(key, [frame])
+    return Chunk(len(frame), crc32c(frame), raw), False
+
+
+def _unchanged(storage: Storage, before: tuple[str, Chunk], array: FlatArray, number: int, data: Bytes) -> bool:
+    """Whether the previous chunk decodes to ``data``: equal checksums make it likely, the bytes decide."""
+    try:
+        return bool(np.array_equal(read_chunk(storage, before[0], array, number, before[1]), data))
+    except TrajstoreError:
+        return False  # damaged or gone: write it anew
+
+
+def read_chunk(storage: Storage, folder: str, array: FlatArray, number: int, chunk: Chunk) -> Bytes:
+    """The bytes of a chunk, without the padding of the last one. Raises ``CorruptionError`` naming the file."""
+    out = np.empty(array.chunk_size(number), np.uint8)
+    read_chunk_into(storage, folder, array, number, chunk, out)
+    return out
+
+
+def read_chunk_into(storage: Storage, folder: str, array: FlatArray, number: int, chunk: Chunk, out: Bytes) -> None:
+    """Check one chunk's file against the record and decode it into ``out``, which ends where the array does."""
+    key = chunk_key(f"{folder}/{array.name}" if folder else array.name, number)
+    try:
+        frame = storage.read(key)
+        if len(frame) != chunk.length or crc32c(frame) != chunk.crc:
+            raise CorruptionError("it is not the file that the record names")
+        whole = out
+        if len(out) < array.chunk * array.itemsize:
+            whole = np.empty(array.chunk * array.itemsize, np.uint8)
+        decode_frame(frame, whole)
+        if whole is not out:
+            out[:] = whole[: len(out)]
+        if crc32c(out) != chunk.raw:
+            raise CorruptionError("it decodes to other bytes than were saved")
+    except (CorruptionError, LookupError) as error:
+        raise CorruptionError(
+            f"{storage.describe(key)} is damaged: {getattr(error, 'message', error)}",
+            hint="restore steps back to the newest checkpoint that verifies",
+        ) from error

@@ -1,0 +1,43 @@
+"""The states of the random number generators that a process has: Python's, NumPy's, torch's, CUDA's."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import numpy as np
+
+from trajstore.errors import FormatError
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of the global generators, as a tree for a checkpoint. torch's if torch is loaded, CUDA's if in use."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": [version, np.array(internal, np.uint32), gauss],
+        "numpy": [name, np.array(keys), int(position), int(has_gauss), float(cached)],
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        state["torch"] = torch.get_rng_state()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`rng_state` gave. Raises ``FormatError`` if it is something else."""
+    try:
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal.tolist()), gauss))
+        np.random.set_state(tuple(state["numpy"]))
+        torch = sys.modules.get("torch")
+        if torch is not None and "torch" in state:
+            torch.set_rng_state(state["torch"])
+            if "cuda" in state and torch.cuda.is_available():
+                # A state for each device there was; on fewer devices the first ones.
+                torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"not a state of random number generators: {error}") from error
