@@ -377,7 +377,10 @@ class Ingest:
         while f"{spec.array}.{number}" in self._names or self.storage.list(f"{spec.array}.{number}"):
             number += 1
         plain = replace(spec, rule=Rule(), array=f"{spec.array}.{number}")
-        return self._array_writer(field_layout(plain, self._codec))
+        layout = field_layout(plain, self._codec)
+        # Runs of rows are handed over in whole chunks of the packed array, and must be whole chunks here too.
+        packed = self._appenders[spec.array].target.layout
+        return self._array_writer(replace(layout, chunk_rows=min(layout.chunk_rows, packed.chunk_rows)))
 
     def _settle(self, cut: Cut, array: str, end: int) -> ArrayWriter:
         """The writer that holds an array's rows; after a misfit, when they have all been moved to the new one."""

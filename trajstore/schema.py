@@ -304,12 +304,12 @@ def dtype_name(dtype: object) -> str:
     if text.startswith("torch."):
         dtype = text[len("torch.") :]
     try:
-        name = np.dtype(dtype).name  # type: ignore[call-overload]
+        found: np.dtype[Any] = np.dtype(dtype)  # type: ignore[call-overload]
     except TypeError:
         raise SchemaError(f"{dtype!r} is not a dtype") from None
-    if name not in NUMERIC:
-        raise SchemaError(f"values of dtype {name} cannot be stored", hint=_DTYPE_HINTS.get(np.dtype(name).kind, ""))
-    return str(name)
+    if found.name not in NUMERIC:
+        raise SchemaError(f"values of dtype {found.name} cannot be stored", hint=_DTYPE_HINTS.get(found.kind, ""))
+    return found.name
 
 
 _DTYPE_HINTS = {

@@ -457,7 +457,13 @@ class Writer:
         schema = self._ingest.schema
         for path in paths:
             declared = {path: self._declared.fields[path]} if path in self._declared.fields else {}
-            spec = infer({path: flat[path]}, {path}, Schema(declared)).fields[path]
+            found = infer({path: flat[path]}, {path}, Schema(declared))
+            if path in found.columns:
+                raise SchemaError(
+                    f"column {path!r} was None until now, and a column has a value for every trajectory",
+                    hint=f"resume with columns={{{path!r}: Column({found.columns[path].dtype!r}, default=...)}}",
+                )
+            spec = found.fields[path]
             schema = schema.with_field(path, replace(spec, clock=self._ingest.free_clock(path)), Clock())
         self._ingest.declare(schema)
         self._checker = Checker(schema)
