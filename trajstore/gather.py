@@ -18,6 +18,7 @@ from trajstore.storage import Storage
 
 #: The file length of a shard as the manifest knows it, or ``None`` for a shard that holds no named rows.
 Lengths = Callable[[int], "int | None"]
+ChunkName = tuple[str, str, int, int]
 
 _READ_BYTES = 4 << 20  # frames that lie side by side are read together, up to this
 _READ_GAP = 4096  # bytes between two frames that are cheaper to read than to skip
@@ -37,24 +38,24 @@ class Convert(Protocol):
 class ChunkCache:
     """Decoded chunks of all arrays of a dataset, bounded in bytes; the least recently used go first.
 
-    A chunk is named by its array, its shard and its offset there: bytes of a shard never change, so no later commit
+    A chunk is named by its store, its shard and its offset and size there: bytes of a shard never change, so no later commit
     makes an entry stale.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._chunks: OrderedDict[tuple[str, str, int, int], np.ndarray[Any, Any]] = OrderedDict()
+        self._chunks: OrderedDict[ChunkName, np.ndarray[Any, Any]] = OrderedDict()
         self._guard = threading.Lock()
 
-    def get(self, key: tuple[str, str, int, int]) -> np.ndarray[Any, Any] | None:
+    def get(self, key: ChunkName) -> np.ndarray[Any, Any] | None:
         with self._guard:
             chunk = self._chunks.get(key)
             if chunk is not None:
                 self._chunks.move_to_end(key)
             return chunk
 
-    def put(self, key: tuple[str, str, int, int], chunk: np.ndarray[Any, Any]) -> None:
+    def put(self, key: ChunkName, chunk: np.ndarray[Any, Any]) -> None:
         if chunk.nbytes > self.limit:
             return
         with self._guard:
@@ -171,6 +172,7 @@ class ArrayReader:
     def _fill(self, tasks: list[Any], out: np.ndarray[Any, Any], cache: ChunkCache | None) -> None:
         """Fill ``out`` from chunks; a task is (chunk, rows in the chunk, rows of ``out``)."""
         layout, convert = self.layout, self._convert
+        place = self.storage.describe()
         shape = (layout.chunk_rows, *layout.row_shape)
         whole = slice(0, layout.chunk_rows)
         in_place = convert is None and out.flags.c_contiguous and out.dtype == layout.dtype
@@ -185,7 +187,7 @@ class ArrayReader:
                         raise self._lost(task[0])
                     out[task[2]] = layout.fill
                     continue
-                found = cache.get((layout.path, key, offset, size)) if cache is not None else None
+                found = cache.get((place, key, offset, size)) if cache is not None else None
                 if found is not None:
                     self._give(found, task, out)
                 else:
@@ -199,7 +201,7 @@ class ArrayReader:
                 self._decode(frame, scratch, key, task[0])
                 self._give(scratch, task, out)
                 if cache is not None:
-                    cache.put((layout.path, key, offset, size), scratch)
+                    cache.put((place, key, offset, size), scratch)
 
     def _give(self, chunk: np.ndarray[Any, Any], task: Any, out: np.ndarray[Any, Any]) -> None:
         _, inner, target = task
