@@ -1,7 +1,8 @@
-"""CRC-32C, the checksum of every format here."""
+"""The checksums of every format here: CRC-32C of a piece of data, CRC-32 of a file made of such pieces."""
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import google_crc32c
@@ -14,3 +15,12 @@ def crc32c(data: Any, value: int = 0) -> int:
         # The C extension takes bytes and arrays, not a writable memoryview.
         data = data.reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     return int(google_crc32c.extend(value, data))
+
+
+def crc32(data: Any, value: int = 0) -> int:
+    """CRC-32 (of zlib, IEEE 802.3) of a contiguous buffer, going on from ``value``; in ``[0, 2**32)``.
+
+    For whole files whose pieces end with their own CRC-32C: that polynomial once more would cancel against them, and
+    every file of the same lengths would have the same checksum.
+    """
+    return zlib.crc32(data, value)

@@ -81,7 +81,7 @@ def column_layout(name: str, spec: Column) -> ArrayLayout:
 
 
 def seals_layout() -> ArrayLayout:
-    """One row for each sealed shard: array number, shard number, length in bytes, crc32c."""
+    """One row for each sealed shard: array number, shard number, length in bytes, CRC-32."""
     return _table_layout(SEALS, np.dtype("int64"), (4,), -1, "seals")
 
 

@@ -26,14 +26,14 @@ _MAX_DEPTH = 64
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard file as a commit knows it: its number, and length and crc32c of its bytes up to there."""
+    """One shard file as a commit knows it: its number, and length and CRC-32 of its bytes up to there."""
 
     number: int
     length: int
-    crc32c: int
+    crc32: int
 
     def to_json(self) -> list[int]:
-        return [self.number, self.length, self.crc32c]
+        return [self.number, self.length, self.crc32]
 
     @classmethod
     def from_json(cls, value: Any) -> Shard:

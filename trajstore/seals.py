@@ -1,4 +1,4 @@
-"""Seals: length and crc32c of every shard that will not grow again, in an append-only array of their own."""
+"""Seals: length and CRC-32 of every shard that will not grow again, in an append-only array of their own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SealWriter:
     def add(self, sealed: Iterable[tuple[int, Shard]]) -> None:
         """Write the seals of shards, each with the number of its array, so that the next commit can name them."""
         before = len(self._records)
-        self._records += [(array, shard.number, shard.length, shard.crc32c) for array, shard in sealed]
+        self._records += [(array, shard.number, shard.length, shard.crc32) for array, shard in sealed]
         if len(self._records) == before:
             return
         size = self.layout.chunk_rows

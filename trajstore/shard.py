@@ -15,7 +15,7 @@ from typing import Any, Union
 import numpy as np
 from numcodecs import blosc
 
-from trajstore.checksum import crc32c
+from trajstore.checksum import crc32, crc32c
 from trajstore.errors import CorruptionError
 from trajstore.layout import CRC, FRAME_HEADER, MISSING, ArrayLayout, Codec
 
@@ -98,7 +98,7 @@ class GrowingShard:
         self.layout = layout
         self.number = number
         self.length = 0  # of the file; 0: no file yet
-        self.crc = 0
+        self.crc = 0  # CRC-32 of the file so far
         self.garbage = 0
         self._entries = np.full((layout.chunks_per_shard, 2), MISSING, np.uint64)
         self._pending: dict[int, bytes] = {}
@@ -151,8 +151,8 @@ class GrowingShard:
                 self.garbage += int(self._entries[chunk, 1])
             self._entries[chunk] = self.length, len(frame)
             self.length += len(frame)
-            self.crc = crc32c(frame, self.crc)
+            self.crc = crc32(frame, self.crc)
             if self._pending.get(chunk) is frame:
                 del self._pending[chunk]
         self.length += len(pieces[-1])
-        self.crc = crc32c(pieces[-1], self.crc)
+        self.crc = crc32(pieces[-1], self.crc)
