@@ -3,7 +3,9 @@
 Everything the engine does to a disk goes through the few operations of
 :class:`Storage`. A *key* is a path relative to the storage's root with ``/``
 between its parts; ``""`` is the root itself. The crash explorer and the fault
-injector of the tests are other implementations of the same port.
+injector of the tests are other implementations of the same port. Two of its
+operations, ``link_from`` and ``copy_from``, have a second storage as their source:
+merging stores is made of them.
 
 Notes
 -----
@@ -88,6 +90,16 @@ class Storage(Protocol):
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name. Raises ``AlreadyExistsError`` if that name is taken: of two callers one wins."""
+
+    def link_from(self, other: Storage, source: str, target: str) -> None:
+        """Give a file of another storage a second name here: two stores then share its bytes, which never change.
+
+        Raises ``AlreadyExistsError`` if the name is taken, ``NotFoundError`` if there is no such file, and
+        ``StorageError`` where no file can have both names (another disk, no links there): see ``copy_from``.
+        """
+
+    def copy_from(self, other: Storage, source: str, length: int, target: str) -> None:
+        """Make a new file of the first ``length`` bytes of another storage's; as ``write``, whose errors it raises."""
 
     def remove(self, key: str) -> None:
         """Remove a file, or a folder with all it holds; nothing happens if there is none."""
@@ -208,6 +220,9 @@ class LocalStorage:
             raise _storage_error("make the folder", path, error) from error
 
     def write(self, key: str, pieces: Sequence[Piece], *, base: tuple[str, int] | None = None, sync: bool = True) -> None:
+        self._create(key, pieces, (self._path(base[0]), base[1]) if base is not None else None, sync)
+
+    def _create(self, key: str, pieces: Sequence[Piece], base: tuple[str, int] | None, sync: bool) -> None:
         path = self._path(key)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -218,7 +233,7 @@ class LocalStorage:
         try:
             try:
                 if base is not None:
-                    _copy(self._path(base[0]), fd, base[1])
+                    _copy(base[0], fd, base[1])
                 _write_all(fd, pieces)
                 if sync:
                     _fdatasync(fd)
@@ -258,6 +273,27 @@ class LocalStorage:
             raise AlreadyExistsError(f"{self._path(target)} exists") from error
         except OSError as error:
             raise _storage_error(f"link {source} to", self._path(target), error) from error
+
+    def link_from(self, other: Storage, source: str, target: str) -> None:
+        if not isinstance(other, LocalStorage):
+            raise StorageError(f"{other.describe(source)} and {self._path(target)} share no disk", errno=errno.EXDEV)
+        try:
+            os.link(other._path(source), self._path(target), follow_symlinks=False)
+        except FileExistsError as error:
+            raise AlreadyExistsError(f"{self._path(target)} exists") from error
+        except OSError as error:
+            if error.errno == errno.ENOENT and other.size(source) is None:
+                raise NotFoundError(f"there is no file {other.describe(source)}") from error
+            raise _storage_error(f"link {other.describe(source)} to", self._path(target), error) from error
+
+    def copy_from(self, other: Storage, source: str, length: int, target: str) -> None:
+        if isinstance(other, LocalStorage):
+            self._create(target, [], (other._path(source), length), sync=True)
+            return
+        data = other.read(source, 0, length)
+        if len(data) != length:
+            raise StorageError(f"{other.describe(source)} has {len(data)} bytes, {length} were committed")
+        self.write(target, [data])
 
     def remove(self, key: str) -> None:
         path = self._path(key)
