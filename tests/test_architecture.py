@@ -26,11 +26,11 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("media: bytes by key, durable; the bytes of a shard", {"config", "history", "publish", "shard", "storage"}),
     (
         "engine: visibility, bytes to arrays, arrays to bytes",
-        {"appender", "arraywriter", "commit", "gather", "index", "ingest", "intake", "repack", "seals", "sets"}
+        {"appender", "arraywriter", "batch", "commit", "gather", "index", "ingest", "intake", "repack", "seals", "sets"}
         | {"signals", "snapshot"},
     ),
     ("faces: what a user holds", {"dataset", "sampler", "writer"}),
-    ("operations: on whole datasets and files", {"compact", "merge", "receipt", "verify"}),
+    ("operations: on whole datasets and files", {"compact", "merge", "npz", "receipt", "routes", "verify"}),
     (
         "edges: one foreign library or format each",
         {"checkpoint", "collect", "dask", "exporters", "importers", "monitor", "torch", "view"},

@@ -23,10 +23,22 @@ from trajstore.errors import (
     StateError,
     StorageError,
 )
-from trajstore.layout import COMMITS, LOCK, PRIVATE, ROOT, commit_key, is_temporary, metadata_key, temporary
+from trajstore.layout import (
+    COMMITS,
+    LOCK,
+    PARTS,
+    PRIVATE,
+    ROOT,
+    commit_key,
+    group_metadata,
+    is_temporary,
+    metadata_key,
+    temporary,
+)
 from trajstore.manifest import Manifest, writer_may
 from trajstore.storage import Lock, Storage
 
+PARTS_MARK = f'"{PARTS}"'.encode()
 CHILDREN_EVERY = 30.0  # seconds
 _KEPT_COMMITS = 3
 
@@ -59,6 +71,33 @@ def _read_root(storage: Storage) -> bytes:
 def kept_commits(storage: Storage) -> list[int]:
     """Numbers of the commits whose manifests are still kept beside the root, ascending."""
     return sorted(int(name) for name in storage.list(COMMITS) if name.isdecimal())
+
+
+def is_root_of_parts(storage: Storage) -> bool:
+    """Whether the storage's root is the group that holds parts, and no store itself."""
+    return storage.size(ROOT) is not None and PARTS_MARK in storage.read(ROOT, 0, 4096)
+
+
+def make_root_of_parts(storage: Storage) -> None:
+    """Make the root of a dataset of parts: a plain Zarr group; nothing happens if it is there.
+
+    Raises ``AlreadyExistsError`` if a store is there.
+    """
+    storage.make_root()
+    if storage.size(ROOT) is None:
+        name = temporary("", uuid.uuid4().hex)
+        storage.write(name, [json.dumps(group_metadata({PARTS: True})).encode()])
+        try:
+            storage.link(name, ROOT)
+        except AlreadyExistsError:
+            pass  # another collector came first
+        finally:
+            storage.remove(name)
+        storage.sync_folder("")
+    if not is_root_of_parts(storage):
+        raise AlreadyExistsError(
+            f"{storage.describe()} is a store, which cannot hold parts", hint="choose another path for the parts"
+        )
 
 
 class Session:

@@ -9,6 +9,7 @@ from typing import Any, Union, overload
 import numpy as np
 
 from trajstore import typedjson
+from trajstore.commit import is_root_of_parts
 from trajstore.errors import CorruptionError, FormatError, MissingDependencyError, NotFoundError, SchemaError
 from trajstore.expression import Expression
 from trajstore.gather import ChunkCache
@@ -57,20 +58,18 @@ def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Da
 def stores(place: Place) -> list[Storage]:
     """The stores that a path stands for: itself, or the parts directly inside it."""
     storage: Storage = LocalStorage(place) if isinstance(place, (str, os.PathLike)) else place
-    if _is_store(storage, "") and not _is_folder_of_parts(storage):
+    if _is_store(storage, "") and not is_root_of_parts(storage):
         return [storage]
     names = [name for name in storage.list("") if _is_store(storage, f"{name}/")]
     parts = [storage.child(name) for name in sorted(names, key=natural)]
+    if not parts and is_root_of_parts(storage):
+        raise NotFoundError(f"no part of {storage.describe()} has been committed yet", hint="open it again later")
     return parts or [storage]  # reading the storage itself then says what is missing
 
 
 def _is_store(storage: Storage, prefix: str) -> bool:
     """A store that has lost its root is one all the same: opening it must say so, not leave it out."""
     return storage.size(f"{prefix}{ROOT}") is not None or bool(storage.list(f"{prefix}{COMMITS}"))
-
-
-def _is_folder_of_parts(storage: Storage) -> bool:
-    return storage.size(ROOT) is not None and b'"trajstore_parts"' in storage.read(ROOT, 0, 4096)
 
 
 class Dataset:

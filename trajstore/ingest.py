@@ -210,6 +210,38 @@ class Ingest:
         self._torn = False
         return number
 
+    def append_many(
+        self, arrays: list[Any], lengths: list[np.ndarray[Any, Any] | None], columns: list[Any], count: int
+    ) -> int:
+        """Take ``count`` trajectories, end to end, as ``batch.Batch`` gives them; the first one's id."""
+        if not self._begun:
+            self._begin()
+        if self._torn:
+            self._mend()
+        self._torn = True
+        appenders, schema, clock_rows, counts = self._appenders, self.schema, self._clock_rows, self.counts
+        for spec, rows in zip(schema.fields.values(), arrays):
+            if rows is not None:
+                appenders[spec.array].write(rows)
+        for name, rows in zip(schema.clocks, lengths):
+            pairs = np.full((count, 2), -1, np.int64)
+            if rows is not None:
+                pairs[:, 1] = clock_rows[name] + np.cumsum(rows)
+                pairs[:, 0] = pairs[:, 1] - rows
+                clock_rows[name] = int(pairs[-1, 1])
+            appenders[clock_array(name)].write(pairs)
+        first = counts["next_id"]
+        values = iter(columns)
+        for name in schema.columns:
+            appenders[column_array(name)].write(np.arange(first, first + count) if name == ID else next(values))
+        self._rows.update(IntervalSet.span(self._table_rows, self._table_rows + count))
+        self._table_rows += count
+        counts["next_id"] = first + count
+        counts["trajectories"] += count
+        counts["steps"] += int(lengths[0].sum()) if lengths[0] is not None else 0
+        self._torn = False
+        return first
+
     def _mend(self) -> None:
         """After an append that was interrupted midway, so that arrays differ in length: all go on at new shards."""
         for clock in self.schema.clocks:

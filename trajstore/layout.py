@@ -21,6 +21,7 @@ PRIVATE = "__trajstore"
 LOCK = f"{PRIVATE}/lock"
 COMMITS = f"{PRIVATE}/commits"
 SCRATCH = f"{PRIVATE}/scratch"
+PARTS = "trajstore_parts"  # attribute of a plain group whose members are stores, one for each collector
 
 TABLE_DIMENSION = "trajectories"
 INDEX_ENTRY = 16  # bytes of one (offset, length) pair

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from trajstore import signals, typedjson
-from trajstore.commit import Session
+from trajstore.batch import Batch
+from trajstore.commit import Session, make_root_of_parts
 from trajstore.config import compare_config, describe_config, mismatch
 from trajstore.encoding import DEFAULT_PROFILE, PROFILES
 from trajstore.errors import (
@@ -110,13 +111,16 @@ def create(
     if on_full not in ("wait", "error"):
         raise SchemaError(f"on_full is 'wait' or 'error', not {on_full!r}")
     storage: Storage = LocalStorage(path) if isinstance(path, (str, os.PathLike)) else path
+    root = storage
     if part is not None:
-        storage.make_root()
-        storage = storage.child(check_name(part, "part"))
+        check_name(part, "part")
+        make_root_of_parts(root)
+        storage = root.child(part)
     session = _open_session(storage, resume)
     try:
         return Writer(
             session,
+            part=None if part is None else (root, part),
             config=describe_config(config, files) if config is not None or files is not None else None,
             force=force,
             target=target,
@@ -221,6 +225,7 @@ class Writer:
         self,
         session: Session,
         *,
+        part: tuple[Storage, str] | None = None,
         config: dict[str, Any] | None,
         force: bool,
         target: int | None,
@@ -236,6 +241,7 @@ class Writer:
         handle_signals: bool,
     ) -> None:
         self._session = session
+        self._part = part
         self._lock = _Lock()
         self._committing = _Lock()
         self._pid = os.getpid()
@@ -316,6 +322,21 @@ class Writer:
     @property
     def schema(self) -> Schema:
         return self._ingest.schema
+
+    @property
+    def storage(self) -> Storage:
+        """Where the store lies."""
+        return self._session.storage
+
+    @property
+    def session(self) -> str:
+        """The name, unique for ever, of this opening of the store."""
+        return self._session.uuid
+
+    @property
+    def part(self) -> tuple[Storage, str] | None:
+        """The root that this store is a part of, and its name there; ``None`` for a store of its own."""
+        return self._part
 
     def __len__(self) -> int:
         """Number of trajectories, those not committed yet included."""
@@ -419,22 +440,93 @@ class Writer:
             if int(key) in self._progress.completed:
                 return None
         amount = sum(rows.nbytes for rows in arrays if rows is not None)
+        self._check_room(amount)
+        number = self._ingest.append(arrays, lengths, values)
+        seed = key if key is not None else flat.get("seed")
+        if seed is not None and isinstance(seed, (int, np.integer)):
+            self._progress.attempt(int(seed), completed=True)
+        self._note(amount, 1)
+        return number
+
+    def append_many(
+        self, trajectories: Mapping[str, Any], /, *, lengths: Any, **columns: Any
+    ) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Append many trajectories, given end to end, at once: no work for each of them, whatever their number.
+
+        Parameters
+        ----------
+        trajectories : dict of arrays, nested as you like, each with the rows of all trajectories one after the other.
+        lengths : int (n,), steps of each; or a dict of such by clock. A field with n rows more than there are steps
+            has one after each trajectory's last step (an observation).
+        columns : (n,) values each, or one for all.
+
+        Returns
+        -------
+        int64 (n,)
+            Their ids; -1 for one whose value of the ``unique`` column is stored already.
+
+        Raises what ``append`` raises; of a batch that does not fit nothing is taken.
+        """
+        if self._closed or self._failure is not None or os.getpid() != self._pid:
+            self._refuse()
+        with self._lock:
+            known = self._checker.schema if self._checker is not None else self._declared
+            batch = Batch(flatten(trajectories, {}, known), lengths, columns)
+            if not batch.count:
+                return np.empty(0, np.int64)
+            if self._checker is None:
+                schema = batch.infer(self._declared)
+                batch.rows(schema)
+                self._ingest.declare(schema)
+                self._checker = Checker(schema)
+            numbers = self._append_many(batch)
+        if self._wanted or signals.deferred:
+            self._after_append()
+        return numbers
+
+    def _append_many(self, batch: Batch) -> np.ndarray[Any, np.dtype[np.int64]]:
+        schema = self._ingest.schema
+        arrays, lengths, values = batch.rows(schema)
+        keys = batch.columns.get(self._unique or "seed")
+        numbers = np.full(batch.count, -1, np.int64)
+        kept = np.arange(batch.count)
+        if self._unique is not None:
+            if keys is None:
+                raise SchemaError(f"the column {self._unique!r}, declared unique, is missing")
+            again = np.ones(batch.count, np.bool_)
+            again[np.unique(keys, return_index=True)[1]] = False
+            again |= self._progress.completed.freeze().contains(keys)
+            kept = np.flatnonzero(~again)
+            if not len(kept):
+                return numbers
+            if len(kept) < batch.count:
+                batch = batch.without(schema, again)
+                arrays, lengths, values = batch.rows(schema)
+                keys = keys[kept]
+        amount = sum(rows.nbytes for rows in arrays if rows is not None)
+        self._check_room(amount)
+        first = self._ingest.append_many(arrays, lengths, values, batch.count)
+        numbers[kept] = np.arange(first, first + batch.count)
+        if keys is not None and keys.dtype.kind in "iu":
+            self._progress.attempt(keys, completed=True)
+        self._note(amount, batch.count)
+        return numbers
+
+    def _check_room(self, amount: int) -> None:
         if self._on_full == "error" and not self._ingest.budget.has_room(amount):
             raise QueueFullError(
                 f"{self._ingest.budget.used} bytes wait for the encoders, and {amount} more do not fit",
                 hint="append it again later, or raise queue_bytes",
             )
-        number = self._ingest.append(arrays, lengths, values)
-        seed = key if key is not None else flat.get("seed")
-        if seed is not None and isinstance(seed, (int, np.integer)):
-            self._progress.attempt(int(seed), completed=True)
+
+    def _note(self, amount: int, count: int) -> None:
+        """Count what was appended; so much of it, and the committer's thread is woken."""
         self._new_bytes += amount
-        self._new_trajectories += 1
+        self._new_trajectories += count
         if (self._commit_trajectories is not None and self._new_trajectories >= self._commit_trajectories) or (
             self._commit_bytes is not None and self._new_bytes >= self._commit_bytes
         ):
             self._wanted = True
-        return number
 
     def _after_append(self) -> None:
         if self._wanted:
