@@ -33,7 +33,10 @@ from trajstore.storage import LocalStorage
 
 
 def state(value, size=1000):
-    return {"model": {"w": np.full(size, float(value)), "frozen": np.arange(5000.0)}, "optimizer": {"m": np.ones(size) * value}}
+    return {
+        "model": {"w": np.full(size, float(value)), "frozen": np.arange(5000.0)},
+        "optimizer": {"m": np.ones(size) * value},
+    }
 
 
 def steps(checkpoints):
@@ -58,14 +61,25 @@ def test_each_checkpoint_is_a_zarr_group(tmp_path):
     for use_consolidated in (True, False):
         group = zarr.open_group(tmp_path / "c" / "step-000000000012", mode="r", use_consolidated=use_consolidated)
         assert np.array_equal(group["model.float32"][:], big)
-        assert np.array_equal(group["model.int64"][:], np.arange(3)) and group["flags.bool"][:].tolist() == [True, False]
+        assert np.array_equal(group["model.int64"][:], np.arange(3)) and group["flags.bool"][:].tolist() == [
+            True,
+            False,
+        ]
         assert group.attrs["trajstore_checkpoint"]["metrics"] == {"r": 1.0}
     assert group["model.float32"].chunks == (1 << 20,)
 
 
+def check(path, pool):
+    storage = LocalStorage(path)
+    record = Shelf(storage).record("step-000000000001")
+    verify_checkpoint(storage.child("step-000000000001"), record, pool)
+
+
 def test_every_flipped_bit_is_found(tmp_path):
     with Checkpoints(tmp_path / "c", rng=False) as ckpts:
-        ckpts.save(1, {"m": {"a": np.arange(40.0), "b": np.arange(20, dtype=np.int8)}, "s": b"bytes", "n": 5}, {"r": 1.0})
+        ckpts.save(
+            1, {"m": {"a": np.arange(40.0), "b": np.arange(20, dtype=np.int8)}, "s": b"bytes", "n": 5}, {"r": 1.0}
+        )
     files = [file for file in (tmp_path / "c" / "step-000000000001").rglob("*") if file.is_file()]
     assert len(files) == 9
     flipped, pool = 0, Pool(1)
@@ -76,9 +90,7 @@ def test_every_flipped_bit_is_found(tmp_path):
             bad[bit // 8] ^= 1 << (bit % 8)
             file.write_bytes(bad)
             with pytest.raises(FormatError):
-                storage = LocalStorage(tmp_path / "c")
-                record = Shelf(storage).record("step-000000000001")
-                verify_checkpoint(storage.child("step-000000000001"), record, pool)
+                check(tmp_path / "c", pool)
             flipped += 1
         file.write_bytes(good)
     assert flipped > 20_000
@@ -260,7 +272,13 @@ def test_going_on_from_an_older_step(tmp_path, abandoned):
 
 
 def test_bad_rules_and_steps(tmp_path):
-    for bad in ({"keep_last": 0}, {"keep_best": ("r", "best", 1)}, {"keep_every": 0}, {"on_busy": "drop"}, {"on_signal": "x"}):
+    for bad in (
+        {"keep_last": 0},
+        {"keep_best": ("r", "best", 1)},
+        {"keep_every": 0},
+        {"on_busy": "drop"},
+        {"on_signal": "x"},
+    ):
         with pytest.raises(SchemaError):
             Checkpoints(tmp_path / "bad", **bad)
     with Checkpoints(tmp_path / "c") as ckpts:
@@ -391,7 +409,7 @@ def test_close_raises_but_does_not_hide_the_error_on_its_way(tmp_path):
     storage.fail = True
     with pytest.raises(StorageError), Checkpoints(storage) as ckpts:
         ckpts.save(1, state(1))
-    with pytest.raises(KeyError), Checkpoints(storage) as ckpts:
+    with pytest.raises(KeyError), Checkpoints(storage) as ckpts:  # noqa: PT012  # both lines are the point
         ckpts.save(1, state(1))
         raise KeyError("the loop's own")
 
@@ -405,7 +423,7 @@ def test_exit_drains(tmp_path):
             c.save(step, {{"a": np.random.rand(500_000)}})
         del c
         """)
-    out, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
     ckpts = Checkpoints(tmp_path / "c", read_only=True)
     assert steps(ckpts) == [0, 1, 2, 3, 4] and ckpts.verify() == []

@@ -108,7 +108,9 @@ def test_rules_clean_up_also_the_buffers(tmp_path):
     agent.replay_buffer = [0]
     agent.train(12, CheckpointCallback(1, tmp_path, keep_last=2, keep_every=50, save_replay_buffer=True))
     kept = (50, 100, 110, 120)
-    assert set(names(tmp_path)) == {f"rl_model_{s}_steps" for s in kept} | {f"rl_model_replay_buffer_{s}_steps.pkl" for s in kept}
+    assert set(names(tmp_path)) == {f"rl_model_{s}_steps" for s in kept} | {
+        f"rl_model_replay_buffer_{s}_steps.pkl" for s in kept
+    }
 
 
 def test_a_save_that_fails_leaves_no_half_checkpoint(tmp_path):

@@ -73,13 +73,19 @@ def test_the_names_and_files_are_those_of_the_script(tmp_path):
         "checkpoint_000010", "checkpoint_000020", "checkpoint_index.json", "metrics_iter_10.json", "metrics_iter_20.json",
         "training_metrics_iter_10.png", "training_metrics_iter_20.png",
     }  # fmt: skip
-    inside = {p.relative_to(tmp_path / "c/checkpoint_000020").as_posix() for p in (tmp_path / "c/checkpoint_000020").rglob("*")}
+    inside = {
+        p.relative_to(tmp_path / "c/checkpoint_000020").as_posix()
+        for p in (tmp_path / "c/checkpoint_000020").rglob("*")
+    }
     assert inside == {"algorithm_state.pkl", "policies", "policies/seeker_policy",
                       "policies/seeker_policy/policy_state.pkl", "rllib_checkpoint.json", "metadata.json"}  # fmt: skip
     metadata = json.loads((tmp_path / "c/checkpoint_000020/metadata.json").read_text())
     assert metadata["checkpoint_path"] == path and metadata["reward_mean"] == 120.0 and metadata["versions"]["python"]
     index = json.loads((tmp_path / "c/checkpoint_index.json").read_text())
-    assert [(e["iteration"], e["path"]) for e in index["checkpoints"]] == [(10, "checkpoint_000010"), (20, "checkpoint_000020")]
+    assert [(e["iteration"], e["path"]) for e in index["checkpoints"]] == [
+        (10, "checkpoint_000010"),
+        (20, "checkpoint_000020"),
+    ]
     assert [e["iteration"] for e in json.loads((tmp_path / "c/metrics_iter_20.json").read_text())] == [10, 20]
     assert (tmp_path / "c/training_metrics_iter_20.png").read_bytes().startswith(b"\x89PNG")
 
@@ -109,7 +115,9 @@ def test_the_clean_up_after_a_resume_deletes_what_is_old_not_what_is_new(tmp_pat
         second.save_checkpoint(Algorithm(-iteration), iteration, metrics(iteration))
     assert [e["iteration"] for e in second.checkpoint_history] == [70, 100, 80, 90]
     folders = sorted(p.name for p in tmp_path.glob("checkpoint_0*"))
-    assert folders == sorted(e["path"] for e in json.loads((tmp_path / "checkpoint_index.json").read_text())["checkpoints"])
+    assert folders == sorted(
+        e["path"] for e in json.loads((tmp_path / "checkpoint_index.json").read_text())["checkpoints"]
+    )
     algorithm = Algorithm()
     assert second.restore(algorithm) == 90 and algorithm.weight == -90
     second.save_checkpoint(Algorithm(1), 100, metrics(100))
@@ -239,6 +247,7 @@ def test_a_real_algorithm(tmp_path):
         warnings.simplefilter("ignore")
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
         try:
+
             def build():
                 return (
                     ppo.PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=0)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from trajstore.checksum import crc32c
 from trajstore.errors import FormatError, SchemaError
 from trajstore.storage import Storage

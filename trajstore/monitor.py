@@ -33,7 +33,7 @@ class PerformanceMonitor:
         self._cuda = cuda
         self._keep = keep
         self._values: defaultdict[str, list[float | tuple[Any, Any]]] = defaultdict(list)
-        self._running: dict[str, float | Any] = {}
+        self._running: dict[str, tuple[float, Any]] = {}
 
     @property
     def timings(self) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from trajstore.checkpoint import tensors
 from trajstore.checkpoint.arena import Arena, Plan, Staging, plan
@@ -20,7 +20,7 @@ from trajstore.checkpoint.interrupt import Signals
 from trajstore.checkpoint.reading import Reader, verify_checkpoint
 from trajstore.checkpoint.record import Record
 from trajstore.checkpoint.restoring import check_into, put_into
-from trajstore.checkpoint.retention import Best, Candidate, Retention, select
+from trajstore.checkpoint.retention import Best, Retention, select
 from trajstore.checkpoint.rng import rng_state, set_rng_state
 from trajstore.checkpoint.saving import Before, strip_checkpoint, structure_bytes, write_checkpoint
 from trajstore.checkpoint.shelf import HISTORY, LOCK, Checkpoint, Shelf, age, candidate
@@ -40,7 +40,8 @@ from trajstore.layout import PRIVATE
 from trajstore.publish import ensure_folder, recover
 from trajstore.storage import LocalStorage, Lock, Storage
 
-Which = Union[int, str, None]
+Which = int | str | None
+List = list  # the class has a method of that name
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -400,7 +401,7 @@ class Checkpoints:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def list(self) -> list[Checkpoint]:
+    def list(self) -> List[Checkpoint]:
         """All checkpoints, in the order of saving."""
         return self._shelf.checkpoints()
 
@@ -416,7 +417,7 @@ class Checkpoints:
         except NotFoundError:
             return None
 
-    def history(self, *, abandoned: bool = False) -> list[dict[str, Any]]:
+    def history(self, *, abandoned: bool = False) -> List[dict[str, Any]]:
         """``[{"step", "time", "metrics"}]`` of all saves of this run, also of checkpoints that are gone.
 
         Steps that a resume at an older step abandoned are left out unless ``abandoned``.
@@ -486,7 +487,7 @@ class Checkpoints:
         checkpoint = self._shelf.find("latest" if step is None else step, self._best_rule(None, "max", best))
         return self._reader(checkpoint.name).part(path)
 
-    def verify(self, step: Which = None) -> list[tuple[Checkpoint | str, str]]:
+    def verify(self, step: Which = None) -> List[tuple[Checkpoint | str, str]]:
         """Check every byte of one checkpoint, or of all.
 
         Returns ``[(checkpoint, what is wrong)]``, empty if all is well; a checkpoint whose record cannot be read is
@@ -531,7 +532,7 @@ class Checkpoints:
         if self._lock is not None and not self._closed:
             self.wait()
 
-    def _newest_first(self) -> list[str]:
+    def _newest_first(self) -> List[str]:
         """The names by age; one whose record is damaged stands where its step would."""
         readable = self._shelf.records()
         newest = list(reversed(readable))
@@ -542,14 +543,12 @@ class Checkpoints:
     def _reader(self, name: str) -> Reader:
         return Reader(self._storage.child(name), self._shelf.record(name), self._pool)
 
-    def _best_rule(
-        self, metric: str | None, mode: str, given: tuple[str, str] | None = None
-    ) -> tuple[str, str] | None:
+    def _best_rule(self, metric: str | None, mode: str, given: tuple[str, str] | None = None) -> tuple[str, str] | None:
         if given is not None:
             return given
         if metric is not None:
             return metric, mode
-        rules: Sequence[Any] = self._rules.keep_best
+        rules = self._rules.best_rules
         return (rules[0][0], rules[0][1]) if rules else None
 
     # --- the background -----------------------------------------------------------------------
@@ -618,7 +617,9 @@ class Checkpoints:
         if self._read_only:
             raise StateError("these checkpoints were opened read_only", hint="open them without it to save")
         if self._forked():
-            raise StateError("a forked process cannot use its parent's checkpoints", hint="open them in the process that saves")
+            raise StateError(
+                "a forked process cannot use its parent's checkpoints", hint="open them in the process that saves"
+            )
         self._raise_error()
 
     def _forked(self) -> bool:
@@ -662,7 +663,7 @@ def _work(reference: weakref.ref[Checkpoints], state: threading.Condition) -> No
         error: BaseException | None = None
         try:
             owner._persist(job)
-        except BaseException as caught:  # noqa: BLE001  # raised at the caller's next call
+        except BaseException as caught:  # raised at the caller's next call
             error = caught
         arena = job.arena
         step = job.step
@@ -692,7 +693,7 @@ def _stage(reference: weakref.ref[Checkpoints], state: threading.Condition) -> N
                 state.wait(1.0)
 
 
-def _tensors_of(optimizer: Any) -> list[Any]:
+def _tensors_of(optimizer: Any) -> List[Any]:
     found = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for values in optimizer.state.values():
         found += [value for value in values.values() if tensors.is_tensor(value)]

@@ -45,7 +45,7 @@ class Pool:
             try:
                 if not errors:
                     results[index] = function(*arguments[index])
-            except BaseException as error:  # noqa: BLE001  # raised below
+            except BaseException as error:  # raised below
                 errors.append(error)
             left.release()
 

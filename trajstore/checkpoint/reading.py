@@ -117,7 +117,9 @@ def verify_checkpoint(storage: Storage, record: Record, pool: Pool) -> int:
         expected = {ROOT, *(f"c.{number}" for number in range(array.count))}
         strangers = set(storage.list(array.name)) - expected
         if strangers:
-            raise CorruptionError(f"{storage.describe(array.name)} holds {sorted(strangers)[0]}, which the record does not name")
+            raise CorruptionError(
+                f"{storage.describe(array.name)} holds {sorted(strangers)[0]}, which the record does not name"
+            )
         for number in range(array.count):
             out = np.empty(array.chunk_size(number), np.uint8)
             calls.append((storage, "", array, number, array.chunks[number], out))
@@ -134,5 +136,3 @@ def _same(storage: Storage, key: str, expected: bytes) -> None:
         raise CorruptionError(f"{storage.describe(key)} is missing") from error
     if found != expected:
         raise CorruptionError(f"{storage.describe(key)} does not say what it should", hint="restore another checkpoint")
-
-

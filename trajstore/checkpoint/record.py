@@ -186,7 +186,8 @@ def from_bytes(data: bytes, place: str) -> Record:
         facts = json.loads(data)["attributes"][ATTRIBUTE]
         if facts["format"] != FORMAT:
             raise UnsupportedFormatError(
-                f"{place} is of checkpoint format {facts['format']}, this version reads {FORMAT}", hint="upgrade trajstore"
+                f"{place} is of checkpoint format {facts['format']}, this version reads {FORMAT}",
+                hint="upgrade trajstore",
             )
         del facts["crc32c"], facts["format"]
         for name in ("metrics", "meta"):

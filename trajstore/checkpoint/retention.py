@@ -39,20 +39,23 @@ class Retention:
     keep: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        best = self.keep_best
-        rules = (best,) if best and isinstance(best[0], str) else tuple(best or ())
-        for rule in rules:
+        for rule in self.best_rules:
             if len(rule) != 3 or rule[1] not in ("max", "min") or not isinstance(rule[2], int) or rule[2] < 0:
                 raise SchemaError(f"keep_best is {rule!r}", hint='write it as ("reward_mean", "max", 2)')
-        object.__setattr__(self, "keep_best", rules)
         if self.keep_last is not None and self.keep_last < 1:
             raise SchemaError(f"keep_last is {self.keep_last}", hint="1 or more; None keeps all")
         if self.keep_every is not None and self.keep_every < 1:
             raise SchemaError(f"keep_every is {self.keep_every}", hint="a number of steps, or None")
 
     @property
+    def best_rules(self) -> tuple[Best, ...]:
+        """The ``keep_best`` rules, also where only one was given."""
+        best: Any = self.keep_best
+        return (best,) if best and isinstance(best[0], str) else tuple(best or ())
+
+    @property
     def keeps_all(self) -> bool:
-        return self.keep_last is None and not self.keep_best and self.keep_every is None and not self.keep
+        return self.keep_last is None and not self.best_rules and self.keep_every is None and not self.keep
 
 
 def select(candidates: Iterable[Candidate], rules: Retention, newest_valid: str | None = None) -> dict[str, list[str]]:
@@ -75,7 +78,7 @@ def select(candidates: Iterable[Candidate], rules: Retention, newest_valid: str 
     if rules.keep_last is not None:
         for candidate in ordered[-rules.keep_last :]:
             keep(candidate, "last")
-    for metric, mode, count in rules.keep_best:  # type: ignore[misc]  # a tuple of rules since __post_init__
+    for metric, mode, count in rules.best_rules:
         for candidate in ranked(ordered, metric, mode)[:count]:
             keep(candidate, f"best {metric}")
     if rules.keep_every is not None:

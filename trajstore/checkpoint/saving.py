@@ -70,7 +70,9 @@ def write_checkpoint(
     return record, linked
 
 
-def strip_checkpoint(storage: Storage, name: str, target: str, record: Record, sections: frozenset[str], pool: Pool) -> Record:
+def strip_checkpoint(
+    storage: Storage, name: str, target: str, record: Record, sections: frozenset[str], pool: Pool
+) -> Record:
     """Publish as ``target`` what a checkpoint holds of ``sections``; its chunks are links."""
     temp = temporary(PRIVATE, uuid.uuid4().hex[:12])
     kept = tuple(array for array in record.arrays if array.name == STRUCTURE or array.section in sections)

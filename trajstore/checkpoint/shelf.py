@@ -123,7 +123,9 @@ class Shelf:
             chosen = found[-1] if found else None
         elif which == "best":
             if best is None:
-                raise NotFoundError("no metric says which checkpoint is best", hint='keep_best=("reward_mean", "max", 1)')
+                raise NotFoundError(
+                    "no metric says which checkpoint is best", hint='keep_best=("reward_mean", "max", 1)'
+                )
             order = ranked([candidate(checkpoint) for checkpoint in found], *best)
             chosen = next((c for c in found if order and c.name == order[0].name), None)
         else:
@@ -191,5 +193,3 @@ def age(name: str) -> tuple[int, int]:
 def has_name(name: str) -> bool:
     """Whether a folder's name is one of a checkpoint."""
     return _NAME.fullmatch(name) is not None
-
-

@@ -6,10 +6,11 @@ Nothing here imports torch: a state without tensors needs none, and one with ten
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+
 from trajstore.errors import MissingDependencyError, SchemaError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def import_torch() -> Any:
 def check_tensor(tensor: torch.Tensor, place: str) -> None:
     """Refuse what has no plain bytes. Raises ``SchemaError`` naming ``place``."""
     torch = sys.modules["torch"]
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise SchemaError(
             f"{place} is a {type(tensor).__name__}, not a plain tensor",
             hint="save its to_local() or full_tensor(), or use trajstore.checkpoint.dcp for sharded states",
@@ -54,17 +55,17 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    torch = import_torch()
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise SchemaError(f"this torch ({torch.__version__}) has no dtype {name!r}", hint="upgrade torch")
-    return dtype
+    loaded = import_torch()
+    dtype = getattr(loaded, name, None)
+    if not isinstance(dtype, loaded.dtype):
+        raise SchemaError(f"this torch ({loaded.__version__}) has no dtype {name!r}", hint="upgrade torch")
+    return cast("torch.dtype", dtype)
 
 
 def hull(tensor: torch.Tensor) -> tuple[int, int]:
     """``[start, stop)`` in bytes of its storage between a tensor's first and last element."""
     size = tensor.itemsize
-    start = tensor.storage_offset() * size
+    start = int(tensor.storage_offset()) * size
     if tensor.is_contiguous():
         return start, start + tensor.numel() * size
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else -1
@@ -79,16 +80,16 @@ def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
 
 def storage_bytes(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """A uint8 tensor over the bytes ``[start, stop)`` of a tensor's storage, on its device."""
-    torch = sys.modules["torch"]
-    view = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return view.set_(tensor.untyped_storage(), start, (stop - start,), (1,))
+    loaded = import_torch()
+    view = loaded.empty(0, dtype=loaded.uint8, device=tensor.device)
+    return cast("torch.Tensor", view.set_(tensor.untyped_storage(), start, (stop - start,), (1,)))
 
 
 def storage_over(data: Bytes) -> torch.UntypedStorage:
     """A storage over the memory of ``data``, without a copy; it keeps that memory alive."""
-    torch = import_torch()
-    flat: torch.Tensor = torch.from_numpy(data) if data.size else torch.empty(0, dtype=torch.uint8)
-    return flat.untyped_storage()
+    loaded = import_torch()
+    flat = loaded.from_numpy(data) if data.size else loaded.empty(0, dtype=loaded.uint8)
+    return cast("torch.UntypedStorage", flat.untyped_storage())
 
 
 def tensor_in(
@@ -96,16 +97,13 @@ def tensor_in(
 ) -> torch.Tensor:
     """A tensor in a storage; ``offset`` in bytes, ``stride`` in elements."""
     result = import_torch().empty(0, dtype=dtype_of(dtype))
-    return result.set_(storage, offset // result.itemsize, size, stride)
+    return cast("torch.Tensor", result.set_(storage, offset // result.itemsize, size, stride))
 
 
 def as_parameter(tensor: torch.Tensor, kind: str, requires_grad: bool) -> torch.Tensor:
-    """The tensor as the ``Parameter`` or ``Buffer`` that it was."""
-    torch = import_torch()
+    """The tensor as the ``Parameter`` that it was, or as a leaf that requires a gradient."""
     if kind == "Parameter":
-        return torch.nn.Parameter(tensor, requires_grad)  # type: ignore[no-any-return]
-    if kind == "Buffer":
-        return torch.nn.Buffer(tensor)  # type: ignore[no-any-return]
+        return cast("torch.Tensor", import_torch().nn.Parameter(tensor, requires_grad))
     return tensor.requires_grad_(requires_grad)
 
 
@@ -142,7 +140,7 @@ class Snapshots:
                 if stop > start:
                     torch.from_numpy(copy).copy_(storage_bytes(tensor, start, stop))
                 copied[key] = storage_over(copy)
-            offset = tensor.storage_offset() * tensor.itemsize - start
+            offset = int(tensor.storage_offset()) * tensor.itemsize - start
             result.append(
                 tensor_in(copied[key], dtype_name(tensor), offset, tuple(tensor.shape), tuple(tensor.stride()))
             )

@@ -54,9 +54,7 @@ class FileContent(bytes):
 
 def folder(path: Path | str) -> dict[str, Any]:
     """All files in a folder, nested as they are, for a state; :func:`write_folder` writes them back."""
-    return {
-        child.name: folder(child) if child.is_dir() else File(child) for child in sorted(Path(path).iterdir())
-    }
+    return {child.name: folder(child) if child.is_dir() else File(child) for child in sorted(Path(path).iterdir())}
 
 
 def write_folder(files: Mapping[str, Any], path: Path | str) -> None:
@@ -180,7 +178,9 @@ class Flattening:
     def _key(self, key: Any, path: str) -> Any:
         if isinstance(key, (bool, float, bytes, tuple, type(None), np.generic)):
             return key
-        raise SchemaError(f"{path} has a key of type {type(key).__name__}", hint="strings, numbers and tuples can be keys")
+        raise SchemaError(
+            f"{path} has a key of type {type(key).__name__}", hint="strings, numbers and tuples can be keys"
+        )
 
     def _tensor(self, tensor: Any, path: str) -> Any:
         tensors.check_tensor(tensor, path)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from trajstore.checkpoint.tensors import Snapshots
 from trajstore.errors import (
     CorruptionError,
@@ -231,7 +232,7 @@ def _work(saver: AsyncCheckpointSaver) -> None:
         error: BaseException | None = None
         try:
             saver._save(frozen, path, compress)
-        except BaseException as caught:  # noqa: BLE001  # raised at the caller's next call
+        except BaseException as caught:  # raised at the caller's next call
             error = caught
             print(f"[Error] Failed to save checkpoint {path}: {caught}", file=sys.stderr)
         del frozen
@@ -280,7 +281,7 @@ def load_checkpoint(path: str, device: Any = "cpu", *, weights_only: bool = True
             raise CorruptionError(
                 f"{file} is no whole LZ4 frame: {error}", hint="load an earlier checkpoint"
             ) from error
-    checkpoint = read_torch(data, str(file), device, weights_only)
+    checkpoint: dict[str, Any] = read_torch(data, str(file), device, weights_only)
     print(f"[NavRL] ✅ Checkpoint loaded in {time.perf_counter() - start:.2f}s")
     return checkpoint
 

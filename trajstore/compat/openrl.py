@@ -78,7 +78,7 @@ except ImportError:
 _NAME = re.compile(r"(?P<prefix>.*)_(?P<steps>\d+)_steps")
 
 
-class CheckpointCallback(_Base):  # type: ignore[misc,valid-type]
+class CheckpointCallback(_Base):  # type: ignore[misc]
     """Saves the agent's module every ``save_freq`` calls.
 
     Parameters
@@ -202,12 +202,14 @@ def load_checkpoint(agent: Any, path: str | os.PathLike[str]) -> int:
         found: Sequence[tuple[str, int]] = _checkpoints(folder, None) if folder.is_dir() else ()
         if not found:
             raise NotFoundError(f"there is no checkpoint {folder}", hint="training would have started from scratch")
-        folder = folder / max(found, key=lambda item: item[1])[0]
+        # The one saved last; of those that an older program wrote, the one that got furthest.
+        saved = {name: (read_receipt(LocalStorage(folder), name) or {}).get("time", 0.0) for name, _ in found}
+        folder = folder / max(found, key=lambda item: (saved[item[0]], item[1]))[0]
     storage = LocalStorage(folder.parent)
     check_receipt(storage, folder.name)
     match = _NAME.fullmatch(folder.name)
     receipt = read_receipt(storage, folder.name) or {}
-    steps = int(receipt.get("num_time_steps", match["steps"] if match else 0))
+    steps = int(receipt.get("num_time_steps") or (match["steps"] if match else 0))
     agent.load(str(folder))
     agent.num_time_steps = steps
     calls = receipt.get("n_calls")

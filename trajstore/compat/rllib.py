@@ -152,7 +152,8 @@ class CheckpointManager:
             raise StateError(
                 f"{path} could not be restored: {error}", hint=version_hint(metadata.get("versions"), "ray")
             ) from error
-        iteration = int(metadata.get("iteration", (_NAME.fullmatch(path.name) or [0, 0])[1]))
+        match = _NAME.fullmatch(path.name)
+        iteration = int(metadata.get("iteration") or (match[1] if match else 0))
         self.metrics_history = load_metrics_history(path.parent, iteration)
         return iteration
 
@@ -180,7 +181,7 @@ class CheckpointManager:
     def _read_index(self) -> list[dict[str, Any]]:
         """The index, mended: folders decide what there is, the index in which order it came."""
         index = _read_json(self.checkpoint_dir / _INDEX) or {}
-        entries = {}
+        entries: dict[str, dict[str, Any]] = {}
         for entry in index.get("checkpoints", []) if isinstance(index.get("checkpoints"), list) else []:
             name = entry.get("path") if isinstance(entry, dict) else None
             # An old clean-up could leave names whose folders it had deleted, and one name twice.
