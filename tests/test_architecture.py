@@ -30,12 +30,15 @@ FLOORS: list[tuple[str, set[str]]] = [
         | {"signals", "snapshot"},
     ),
     ("faces: what a user holds", {"dataset", "sampler", "writer"}),
-    ("operations: on whole datasets and files", {"compact", "merge", "npz", "receipt", "routes", "verify"}),
+    (
+        "operations: on whole datasets and files",
+        {"compact", "merge", "npz", "receipt", "routes", "verify"} | {"damage", "info", "shardcheck", "tablecheck"},
+    ),
     (
         "edges: one foreign library or format each",
         {"checkpoint", "collect", "dask", "exporters", "importers", "monitor", "torch", "view"},
     ),
-    ("compat: other systems' names, made of what stands below", {"compat"}),
+    ("compat: other systems' names, made of what stands below", {"compat", "demo"}),
     ("command line", {"cli"}),
 ]
 CORE = 5  # floors below this one work with NumPy, numcodecs and google-crc32c alone
