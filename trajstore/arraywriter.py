@@ -70,19 +70,21 @@ class ArrayWriter:
         if not layout.row_bytes:
             return
         size = layout.chunk_rows
+        rows = np.ascontiguousarray(rows)
+        scratch: np.ndarray[Any, Any] | None = None
         for at in range(0, len(rows), size):
             chunk = rows[at : at + size]
             held = len(chunk)
-            if self.pack is not None:
-                stored = np.zeros((size, *layout.row_shape), layout.dtype)
-                if not self.pack(np.ascontiguousarray(chunk), stored[:held]):
+            if self.pack is not None or held < size:
+                if scratch is None:
+                    scratch = np.empty((size, *layout.row_shape), layout.dtype)
+                if self.pack is None:
+                    scratch[:held] = chunk
+                elif not self.pack(chunk, scratch[:held]):
                     raise Misfit(layout.path)
-                chunk = stored
-            elif held < size:
-                stored = np.full((size, *layout.row_shape), layout.fill, layout.dtype)
-                stored[:held] = chunk
-                chunk = stored
-            self._put((first + at) // size, encode_frame(np.ascontiguousarray(chunk), layout.codec), held)
+                scratch[held:] = layout.fill
+                chunk = scratch
+            self._put((first + at) // size, encode_frame(chunk, layout.codec), held)
 
     def _put(self, chunk: int, frame: bytes, rows: int) -> None:
         number, inner = divmod(chunk, self.layout.chunks_per_shard)

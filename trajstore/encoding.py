@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,23 +25,24 @@ from trajstore.layout import (
 )
 from trajstore.schema import ID, Column, Field, Rule
 
-#: Codecs by purpose; the measurement behind them is in docs/design.md, "Codecs".
+#: Codecs by purpose; the measurement behind them, and behind the sizes below, is in docs/design-codecs.md.
 PROFILES = {
     "fast": Codec("lz4", 5),
-    "balanced": Codec("zstd", 3),
-    "small": Codec("zstd", 7),
+    "balanced": Codec("zstd", 2),
+    "small": Codec("zstd", 5),
 }
 DEFAULT_PROFILE = "balanced"
 
 _WIDE_ROW = 1024
-_WIDE_CHUNK = 64 << 10
-_NARROW_CHUNK = 16 << 10
-_NARROW_ROWS = 1024
+_WIDE_CHUNK = 128 << 10
+_NARROW_CHUNK = 32 << 10
+_NARROW_ROWS = 4096
 _SHARD = 16 << 20
 _SHARD_ROWS = 1 << 16
 _TABLE_CHUNK_ROWS = 256
 _TABLE_SHARD_ROWS = 4096
 _ROW_MAX = 1 << 30
+_BLOCK = 16 << 20  # a larger block gains nothing, and Blosc works in three times its size
 
 _TABLE_CODEC = Codec("zstd", 1)
 
@@ -67,9 +69,16 @@ def _power_of_two(n: int) -> int:
 
 
 def field_layout(spec: Field, codec: Codec) -> ArrayLayout:
-    """The layout of a field's array, as its rule stores it."""
+    """The layout of a field's array, as its rule stores it.
+
+    A chunk is one Blosc block unless the codec names a size: chunks are decoded whole in any case, and Zstd finds what
+    one frame shares with the next only within a block.
+    """
     chunk, shard = chunk_shape(spec.stored, spec.shape)
-    return ArrayLayout(spec.array, spec.stored, spec.shape, chunk, shard, codec, str(spec.clock))
+    layout = ArrayLayout(spec.array, spec.stored, spec.shape, chunk, shard, codec, str(spec.clock))
+    if codec.blocksize or layout.chunk_bytes > _BLOCK:
+        return layout
+    return replace(layout, codec=replace(codec, blocksize=layout.chunk_bytes))
 
 
 def clock_layout(name: str) -> ArrayLayout:
@@ -176,7 +185,8 @@ def packer(dtype: str, rule: Rule) -> Pack:
         codes[table.view(np.uint16)] = np.arange(256, dtype=np.uint16)
 
         def pack_float16(rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> bool:
-            code = codes[rows.view(np.uint16)]
+            code = np.empty(rows.shape, np.uint16)
+            np.take(codes, rows.view(np.uint16), out=code, mode="clip")  # with "clip" NumPy needs no buffer
             np.copyto(out, code, casting="unsafe")
             return bool(code.max(initial=0) < 256)
 
