@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 
@@ -57,19 +58,22 @@ class SealWriter:
             self._shards[shard.number] = shard
 
 
-def load_seals(storage: Storage, manifest: Manifest) -> dict[tuple[str, int], Shard]:
-    """Every seal that a commit holds, by array and shard number."""
+def seal_records(storage: Storage, manifest: Manifest) -> np.ndarray[Any, Any]:
+    """Every seal of a commit, int64 (n, 4): array number, shard number, length in bytes, CRC-32."""
     if SEALS not in manifest.arrays:
-        return {}
+        return np.empty((0, 4), np.int64)
     layout, rows = manifest.arrays[SEALS]
     lengths = {shard.number: shard.length for shard in manifest.seals}
     reader = ArrayReader(storage, layout, rows, lengths.get)
-    found: dict[tuple[str, int], Shard] = {}
-    names = manifest.names
-    for number in sorted(lengths):
-        start = number * layout.shard_rows
-        records = reader.read(start, min(rows, start + layout.shard_rows))
-        for array, shard, length, crc in records[records[:, 0] >= 0].tolist():
-            if array < len(names):
-                found[names[array], shard] = Shard(shard, length, crc)
-    return found
+    starts = [number * layout.shard_rows for number in sorted(lengths)]
+    found = [reader.read(start, min(rows, start + layout.shard_rows)) for start in starts if start < rows]
+    records = np.concatenate([np.empty((0, 4), np.int64), *found])
+    return records[(records[:, 0] >= 0) & (records[:, 0] < len(manifest.names))]
+
+
+def load_seals(storage: Storage, manifest: Manifest) -> dict[tuple[str, int], Shard]:
+    """Every seal that a commit holds, by array and shard number; for tools that walk them all."""
+    return {
+        (manifest.names[array], number): Shard(number, length, crc)
+        for array, number, length, crc in seal_records(storage, manifest).tolist()
+    }

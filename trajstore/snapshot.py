@@ -16,7 +16,7 @@ from trajstore.intervals import IntervalSet
 from trajstore.layout import TABLE_DIMENSION, clock_array, column_array
 from trajstore.manifest import Manifest, StoredSet
 from trajstore.schema import ID
-from trajstore.seals import load_seals
+from trajstore.seals import seal_records
 from trajstore.storage import Storage
 
 
@@ -38,7 +38,7 @@ class Snapshot:
         self._table_cache = ChunkCache(_TABLE_CACHE)
         self._readers: dict[str, ArrayReader] = {}
         self._fields: dict[str, ArrayReader] = {}
-        self._lengths: dict[str, dict[int, int]] | None = None
+        self._seals: np.ndarray[Any, Any] | None = None
         self._live: IntervalSet | None = None
         self._guard = threading.Lock()
 
@@ -110,14 +110,15 @@ class Snapshot:
     def _shard_lengths(self, array: str) -> Mapping[int, int]:
         """The committed length of each shard of an array."""
         with self._guard:
-            if self._lengths is None:
-                lengths: dict[str, dict[int, int]] = {}
-                for (path, number), seal in load_seals(self.storage, self.manifest).items():
-                    lengths.setdefault(path, {})[number] = seal.length
-                for path, tail in self.manifest.tails.items():
-                    lengths.setdefault(path, {})[tail.number] = tail.length
-                self._lengths = lengths
-            return self._lengths.get(array, {})
+            if self._seals is None:
+                self._seals = seal_records(self.storage, self.manifest)
+            names = self.manifest.names
+            mine = self._seals[self._seals[:, 0] == names.index(array)] if array in names else self._seals[:0]
+        lengths = dict(zip(mine[:, 1].tolist(), mine[:, 2].tolist()))
+        tail = self.manifest.tails.get(array)
+        if tail is not None:
+            lengths[tail.number] = tail.length
+        return lengths
 
     def pairs(self, clock: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Start and stop on a clock, int64 (n, 2), of trajectories by row of the table; -1 where absent."""
