@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union, overload
@@ -160,6 +161,25 @@ class Dataset:
     def steps(self) -> Steps:
         """The fields, all trajectories end to end."""
         return Steps(self)
+
+    def to_xarray(self, clock: str = MAIN_CLOCK) -> Any:
+        """An ``xarray.Dataset`` of the fields on a clock, lazily (dask), rows end to end, trajectory after trajectory.
+
+        Coordinates along the clock: ``trajectory`` (number in this dataset) and ``step`` (counted in the trajectory).
+        Raises ``MissingDependencyError``.
+        """
+        xarray = _optional("xarray", "xarray")
+        pairs = self.pairs(clock)
+        counts = pairs[:, 1] - pairs[:, 0]
+        number = np.repeat(np.arange(len(self), dtype=np.int64), counts)
+        step = np.arange(len(number), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+        variables = {}
+        for path, spec in self.fields.items():
+            if spec.clock == clock and not spec.whole:
+                name = path.replace("/", ".")
+                inner = [f"{name}_{axis}" for axis in range(1, len(spec.shape) + 1)]
+                variables[name] = ((clock, *inner), self.steps[path].to_dask())
+        return xarray.Dataset(variables, {"trajectory": (clock, number), "step": (clock, step)})
 
     def refresh(self) -> Dataset:
         """The same stores as they are now; a selection stays the selection it was."""
@@ -577,14 +597,19 @@ class Table(Mapping[str, Any]):
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame, one row for each trajectory. Raises ``MissingDependencyError``."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingDependencyError("to_pandas needs pandas", hint="pip install 'trajstore[pandas]'") from error
-        return pandas.DataFrame({name: self[name] for name in self})
+        return _optional("pandas", "pandas").DataFrame({name: self[name] for name in self})
 
     def __repr__(self) -> str:
         return f"<Table of {len(self._dataset)} trajectories: {', '.join(self)}>"
+
+
+def _optional(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this needs {module.split('.')[0]}", hint=f"pip install 'trajstore[{extra}]'"
+        ) from error
 
 
 class Steps(Mapping[str, "StepRows"]):
@@ -650,6 +675,11 @@ class StepRows:
             raise ValueError("rows are decoded into new memory; np.asarray(rows) makes that copy")
         rows = self[:]
         return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def to_dask(self) -> Any:
+        """A dask array of these rows, one block for each shard's worth. Raises ``MissingDependencyError``."""
+        array = _optional("dask.array", "dask")
+        return array.from_array(self, chunks=(self.block_rows, *self.shape[1:]), asarray=False)
 
     def __repr__(self) -> str:
         return f"<StepRows of {self.field!r}: {self.shape} {self.dtype}>"
