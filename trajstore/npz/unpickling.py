@@ -558,7 +558,7 @@ def _scalar(arguments: tuple[Any, ...]) -> Any:
 def _encode(arguments: tuple[Any, ...]) -> bytes:
     text, encoding = arguments
     _require(encoding in ("latin1", "latin-1") and type(text) is str, "an encoding other than latin1")
-    return text.encode("latin1")
+    return str(text).encode("latin1")
 
 
 def _set_of(arguments: tuple[Any, ...]) -> set[Any]:

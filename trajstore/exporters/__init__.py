@@ -1,0 +1,1 @@
+"""A dataset into other formats: one file each, which know nothing of one another."""

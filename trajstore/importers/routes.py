@@ -1,0 +1,446 @@
+"""Routes into a store: ``routes.npz`` files and ``ckpt_shards_v1`` folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trajstore.errors import AlreadyExistsError, FormatError, LockedError, NotFoundError, SchemaError, TrajstoreError
+from trajstore.layout import LOCK
+from trajstore.npz import NpzReader
+from trajstore.routes import META, META_KEYS, RouteRecorder, check_keys, known_dtype, path_of
+from trajstore.storage import LocalStorage
+from trajstore.writer import Writer, create
+
+__all__ = ["RoutesReport", "RoutesSource", "find_routes", "import_routes"]
+
+_SHARD = re.compile(r"shard_(\d+)\.npz")
+_CONFIG = (
+    "env_name distribution_mode max_steps max_ep_len require_success adapt_episodes record_episodes model_ckpt"
+).split()
+_COMMIT_BYTES = 512 << 20
+
+
+@dataclass
+class RoutesSource:
+    """One file or folder of routes: its files in order, what its manifest says, and what lies there besides.
+
+    manifest : of a ``ckpt_shards_v1`` folder, ``{}`` if there is none or it cannot be read.
+    """
+
+    path: str
+    files: list[str]
+    manifest: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    temporaries: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RoutesReport:
+    """What an import found; printable.
+
+    Attributes
+    ----------
+    destination : the store.
+    routes, steps : stored.
+    files : read.
+    unlisted : shards that the manifest does not count. missing : shards that it counts and that are not there.
+    temporaries : files of interrupted writes; not read.
+    unreadable : file and reason of those left out (``unreadable="skip"``).
+    duplicate_seeds : seeds that stand more than once. dropped : routes left out for that (``dedupe="seed"``).
+    unboxed : keys that held Python numbers, by file, and came back as arrays.
+    manifest_routes : how many routes the manifest counts, ``None`` without one; if there are more than found, those
+        beyond were lost by the collector.
+    current_seed, seeds_attempted : where a collector goes on; before the manifest's seed if routes were lost.
+    notes : anything else, in words.
+    """
+
+    destination: str = ""
+    routes: int = 0
+    steps: int = 0
+    files: int = 0
+    unlisted: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    temporaries: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    duplicate_seeds: list[int] = field(default_factory=list)
+    dropped: int = 0
+    unboxed: dict[str, list[str]] = field(default_factory=dict)
+    manifest_routes: int | None = None
+    current_seed: int | None = None
+    seeds_attempted: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def lost(self) -> int:
+        """Routes that the manifest counts beyond those found."""
+        return max((self.manifest_routes or 0) - self.routes - self.dropped, 0)
+
+    def __str__(self) -> str:
+        lines = [f"{self.routes} routes, {self.steps} steps from {self.files} files -> {self.destination}"]
+        for label, found in (
+            ("not counted by the manifest", self.unlisted),
+            ("counted by the manifest, not there", self.missing),
+            ("temporary, not read", self.temporaries),
+            ("unreadable, left out", [f"{name}: {reason}" for name, reason in self.unreadable]),
+            ("seeds that stand twice", [str(seed) for seed in self.duplicate_seeds]),
+            ("un-boxed", [f"{name}: {', '.join(keys)}" for name, keys in self.unboxed.items()]),
+        ):
+            if found:
+                lines.append(f"  {label} ({len(found)}): " + "; ".join(found))
+        if self.dropped:
+            lines.append(f"  routes dropped as repetitions of a seed: {self.dropped}")
+        if self.manifest_routes is not None and self.manifest_routes != self.routes + self.dropped:
+            lines.append(
+                f"  the manifest counts {self.manifest_routes} routes, the files hold {self.routes + self.dropped}"
+            )
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
+
+
+def import_routes(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    destination: str | os.PathLike[str],
+    *,
+    dedupe: str | None = None,
+    unreadable: str = "fatal",
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> RoutesReport:
+    """Make a store of ``routes.npz`` files, ``ckpt_shards_v1`` folders, or a list of both.
+
+    Parameters
+    ----------
+    source : is read only. A manifest is not trusted: the shards are, and the report says what differs.
+    destination : a new store; it appears whole or not at all.
+    dedupe : ``"seed"`` keeps the first route of each seed.
+    unreadable : ``"fatal"``, or ``"skip"`` to leave out files that are damaged; these are then read twice, once
+        to check them.
+    progress : is called with routes read and routes there are.
+    options : of :func:`trajstore.create` (``profile``, ``threads``, …).
+
+    Returns
+    -------
+    RoutesReport
+
+    Raises
+    ------
+    NotFoundError, AlreadyExistsError : nothing to read, or the destination exists.
+    FormatError, CorruptionError : a file is not what it should be; the message names file and key.
+    SchemaError : routes that do not fit one another, or a dict that JSON cannot give back.
+
+    Notes
+    -----
+    Memory is bounded by the writer's queue and the largest route, whatever the size of the files.
+    """
+    if dedupe not in (None, "seed"):
+        raise SchemaError(f"dedupe={dedupe!r}", hint="dedupe is None or 'seed'")
+    if unreadable not in ("fatal", "skip"):
+        raise SchemaError(f"unreadable={unreadable!r}", hint="unreadable is 'fatal' or 'skip'")
+    places = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    sources = [find_routes(place) for place in places]
+    folder, name = os.path.split(os.path.abspath(os.fspath(destination)))
+    storage = LocalStorage(folder)
+    if os.path.lexists(os.path.join(folder, name)):
+        raise AlreadyExistsError(f"{os.fspath(destination)} exists", hint="choose another path")
+    storage.make_root()
+    staging = f".{name}.importing"
+    _clear(storage, staging)
+    report = _Import(sources, os.path.join(folder, staging), dedupe, unreadable, progress, options).run()
+    if os.path.lexists(os.path.join(folder, name)):
+        raise AlreadyExistsError(f"{os.fspath(destination)} has come to exist meanwhile", hint="choose another path")
+    storage.rename(staging, name)
+    storage.sync_folder("")
+    report.destination = os.fspath(destination)
+    return report
+
+
+def _clear(storage: LocalStorage, staging: str) -> None:
+    """Remove what an import that was killed left behind. Raises ``LockedError`` if it is still running."""
+    if storage.holder(f"{staging}/{LOCK}") is not None:
+        raise LockedError(f"another import writes to {storage.describe(staging)}", hint="wait for it to end")
+    storage.remove(staging)
+
+
+# --- what there is ----------------------------------------------------------------------------
+
+
+def find_routes(path: str | os.PathLike[str]) -> RoutesSource:
+    """Look at a file or folder without reading routes. Raises ``NotFoundError`` if there are none."""
+    place = os.fspath(path)
+    if not os.path.exists(place):
+        raise NotFoundError(f"there is no {place}", hint="check the path")
+    if not os.path.isdir(place):
+        return RoutesSource(place, [place])
+    shards = os.path.join(place, "shards")
+    folder = shards if os.path.isdir(shards) else place
+    numbers = {int(m[1]): name for name in os.listdir(folder) if (m := _SHARD.fullmatch(name))}
+    source = RoutesSource(place, [os.path.join(folder, numbers[n]) for n in sorted(numbers)])
+    source.temporaries = sorted(
+        os.path.join(where, name)
+        for where in {place, folder}
+        for name in os.listdir(where)
+        if name.endswith(".tmp") or (name.startswith(("tmp", ".")) and name.endswith(".npz"))
+    )
+    _read_manifest(source)
+    counted = source.manifest.get("shards_written")
+    if isinstance(counted, int):
+        source.unlisted = [numbers[n] for n in sorted(numbers) if n >= counted]
+        source.missing = [f"shard_{n:06d}.npz" for n in range(min(counted, 1_000_000)) if n not in numbers]
+    if not source.files and not source.manifest:
+        raise NotFoundError(
+            f"{place} holds no shards and no manifest", hint="give a routes.npz or a ckpt_shards_v1 folder"
+        )
+    return source
+
+
+def _read_manifest(source: RoutesSource) -> None:
+    path = os.path.join(source.path, "manifest.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            manifest = json.load(file)
+    except FileNotFoundError:
+        source.notes.append("there is no manifest.json")
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        source.notes.append(f"manifest.json cannot be read ({error}); the shards were trusted")
+        return
+    if isinstance(manifest, dict):
+        source.manifest = manifest
+    else:
+        source.notes.append("manifest.json holds no object; the shards were trusted")
+
+
+# --- the import -------------------------------------------------------------------------------
+
+
+class _Import:
+    def __init__(
+        self,
+        sources: list[RoutesSource],
+        path: str,
+        dedupe: str | None,
+        unreadable: str,
+        progress: Callable[[int, int], None] | None,
+        options: dict[str, Any],
+    ) -> None:
+        self._sources = sources
+        self._path = path
+        self._dedupe = dedupe
+        self._skip = unreadable == "skip"
+        self._progress = progress
+        self._options = options
+        self._report = RoutesReport()
+        self._seeds: set[int] = set()
+        self._last_seed: int | None = None
+        self._read = 0
+        self._meta: dict[str, Any] = {}
+
+    def run(self) -> RoutesReport:
+        files = [file for source in self._sources for file in source.files]
+        readable = [file for file in files if self._look(file)]
+        total = sum(count for _, count in map(_size, readable))
+        if not total:
+            raise NotFoundError(f"there are no routes in {', '.join(s.path for s in self._sources)}")
+        natives = _native_dtypes(readable)
+        writer = self._create()
+        with writer:
+            recorder = RouteRecorder(writer)
+            for file in readable:
+                self._import_file(file, recorder, natives, total)
+            self._finish(recorder)
+        return self._report
+
+    def _look(self, file: str) -> bool:
+        """Open a file, and in skipping mode check all of it; whether it is to be read."""
+        try:
+            with NpzReader(file) as reader:
+                _count(reader)
+                if self._skip:
+                    reader.check()
+                if META in reader and not self._meta:
+                    meta = reader.read(META).item()
+                    self._meta = meta if isinstance(meta, dict) else {}
+        except TrajstoreError as error:
+            if not self._skip:
+                raise
+            self._report.unreadable.append((os.path.basename(file), error.message))
+            return False
+        return True
+
+    def _create(self) -> Writer:
+        manifest = self._sources[0].manifest
+        known = {**self._meta, **manifest}
+        config = {key: known[key] for key in _CONFIG if key in known}
+        target = known.get("num_tasks_target")
+        options = {
+            "config": config,
+            "target": int(target) if isinstance(target, (int, np.integer)) else None,
+            "unique": "seed" if self._dedupe else None,
+            "commit_every": None,
+            "commit_bytes": _COMMIT_BYTES,
+            **self._options,
+        }
+        return create(self._path, **options)
+
+    def _import_file(self, file: str, recorder: RouteRecorder, natives: dict[str, np.dtype[Any]], total: int) -> None:
+        with NpzReader(file) as reader:
+            keys = check_keys(reader.names)
+            boxed = [key for key in keys if _is_boxed(reader, key)]
+            if boxed:
+                self._report.unboxed[os.path.basename(file)] = boxed
+            for route in _routes(reader, keys, self._dtypes(recorder, natives)):
+                self._append(recorder, route, file)
+                self._read += 1
+                if self._progress is not None:
+                    self._progress(self._read, total)
+        self._report.files += 1
+
+    def _dtypes(self, recorder: RouteRecorder, natives: dict[str, np.dtype[Any]]) -> Callable[[str], Any]:
+        """What a boxed key becomes: what the store holds, else what other files hold, else what collectors write."""
+        fields = recorder.writer.schema.fields
+
+        def dtype(key: str) -> Any:
+            spec = fields.get(path_of(key))
+            if spec is not None and not spec.whole:
+                return spec.in_memory
+            return natives.get(key, known_dtype(key))
+
+        return dtype
+
+    def _append(self, recorder: RouteRecorder, route: dict[str, Any], file: str) -> None:
+        seed = int(route["routes_seed"])
+        try:
+            number = recorder.append(route)
+        except SchemaError as error:
+            where = f"{file}, the route of seed {seed}"
+            raise SchemaError(f"{where}: {error.message}", hint=error.hint) from error
+        if seed in self._seeds:
+            self._report.duplicate_seeds.append(seed)
+        self._seeds.add(seed)
+        self._last_seed = seed if self._last_seed is None else max(seed, self._last_seed)
+        self._report.dropped += number is None
+
+    def _finish(self, recorder: RouteRecorder) -> None:
+        report, writer = self._report, recorder.writer
+        report.routes, report.steps = len(writer), writer.steps
+        for source in self._sources:
+            for name in ("unlisted", "missing", "temporaries", "notes"):
+                getattr(report, name).extend(getattr(source, name))
+        counts = [int(count) for s in self._sources if _is_int(count := s.manifest.get("num_tasks_collected"))]
+        if len(counts) == len(self._sources):
+            report.manifest_routes = sum(counts)
+        self._progress_of(recorder)
+
+    def _progress_of(self, recorder: RouteRecorder) -> None:
+        """Where a collector goes on: where the manifest says, or behind the last seed found if routes were lost."""
+        report = self._report
+        known = [{**(self._meta if i == 0 else {}), **s.manifest} for i, s in enumerate(self._sources)]
+        tried = [entry["seeds_attempted"] for entry in known if _is_int(entry.get("seeds_attempted"))]
+        report.seeds_attempted = int(sum(tried)) if tried else None
+        manifest = self._sources[0].manifest
+        if len(self._sources) == 1 and _is_int(manifest.get("current_seed")):
+            current = int(manifest["current_seed"])
+            first = current - (report.seeds_attempted or 0)
+            if report.lost and self._last_seed is not None and self._last_seed + 1 < current:
+                report.notes.append(
+                    f"the manifest counts {report.lost} routes that no shard holds: "
+                    f"a collector goes on at seed {self._last_seed + 1}, not {current}"
+                )
+                current = self._last_seed + 1
+                report.seeds_attempted = max(current - first, 0)
+            report.current_seed = current
+            recorder.writer.mark_attempted(range(min(first, current), current))
+        recorder.note(
+            meta=self._meta_template(),
+            current_seed=report.current_seed,
+            seeds_attempted=report.seeds_attempted,
+            manifest=_plain(manifest),
+        )
+
+    def _meta_template(self) -> dict[str, Any] | None:
+        """The file's own ``meta``, or what their builder makes of a manifest."""
+        if self._meta:
+            return self._meta
+        manifest = self._sources[0].manifest
+        if not manifest:
+            return None
+        meta = {key: manifest.get(key) for key in META_KEYS}
+        meta["seed_offset"] = manifest.get("seed_offset", 0)
+        meta["require_success"] = bool(meta["require_success"])
+        meta["num_tasks_collected"] = self._report.routes
+        return meta
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _plain(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
+        str(key): value for key, value in manifest.items() if isinstance(value, (str, int, float, bool, type(None)))
+    }
+
+
+def _count(reader: NpzReader) -> int:
+    """Number of routes of a file. Raises ``FormatError`` if its keys do not agree on it."""
+    if "routes_seed" not in reader:
+        raise FormatError(
+            f"{reader.path} has no key 'routes_seed'", hint="it is no routes.npz; it has " + ", ".join(reader.names)
+        )
+    count = 0
+    for i, key in enumerate(check_keys(reader.names)):
+        shape = reader.member(key).shape
+        if not shape or (i and shape[0] != count):
+            raise FormatError(f"{reader.path}: key {key!r} has the shape {shape}, others have {count} routes")
+        count = shape[0]
+    return count
+
+
+def _size(file: str) -> tuple[str, int]:
+    with NpzReader(file) as reader:
+        return file, _count(reader)
+
+
+def _is_boxed(reader: NpzReader, key: str) -> bool:
+    member = reader.member(key)
+    return member.dtype.hasobject and len(member.shape) > 1 and known_dtype(key) is not None
+
+
+def _native_dtypes(files: list[str]) -> dict[str, np.dtype[Any]]:
+    """The dtypes of the elements of each key, as the first file says that does not hold it boxed."""
+    natives: dict[str, np.dtype[Any]] = {}
+    wanted: set[str] = set()
+    for file in files:
+        with NpzReader(file) as reader:
+            boxed = {key for key in reader.names if _is_boxed(reader, key)}
+            if not natives and not wanted and not boxed:
+                return natives  # the store's own schema will say
+            wanted |= boxed
+            for key in [key for key in reader.names if key in wanted - boxed - natives.keys()]:
+                first = next(iter(reader.iterate(key)), None)
+                if isinstance(first, np.ndarray) and first.size:
+                    natives[key] = first.dtype
+            if wanted <= natives.keys():
+                break
+    return natives
+
+
+def _routes(reader: NpzReader, keys: list[str], dtype: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+    """The routes of a file, one dict each, all keys streamed side by side."""
+    streams = {
+        key: reader.iterate(key, dtype=dtype(key)) if reader.member(key).dtype.hasobject else iter(reader.read(key))
+        for key in keys
+    }
+    for _ in range(_count(reader)):
+        yield {key: next(stream) for key, stream in streams.items()}
+    for stream in streams.values():
+        for extra in stream:  # reaching the end is what compares the checksum
+            raise FormatError(f"{reader.path} holds more than its header says: {type(extra).__name__}")
