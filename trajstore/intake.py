@@ -36,7 +36,7 @@ _STEP_NAMES = ("action", "actions", "reward", "rewards")
 def flatten(trajectory: Mapping[str, Any], columns: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     """Every value by its path: nested dicts joined by ``/``, except where a JSON field is declared."""
     flat: dict[str, Any] = {}
-    if not isinstance(trajectory, Mapping):
+    if type(trajectory) is not dict and not isinstance(trajectory, Mapping):
         raise SchemaError(f"a trajectory is a dict of arrays, not {type(trajectory).__name__}")
     _flatten_into(flat, trajectory, "", schema)
     for name, value in columns.items():
@@ -48,6 +48,9 @@ def flatten(trajectory: Mapping[str, Any], columns: Mapping[str, Any], schema: S
 
 def _flatten_into(flat: dict[str, Any], values: Mapping[str, Any], prefix: str, schema: Schema) -> None:
     for name, value in values.items():
+        if type(value) is np.ndarray:  # most are, and asking whether one is a Mapping takes a while
+            flat[prefix + name if prefix else name] = value
+            continue
         if isinstance(value, Mapping):
             path = prefix + str(name)
             spec = schema.fields.get(path)
@@ -192,9 +195,10 @@ class Checker:
         self.columns = [name for name in schema.columns if name != ID]
         order = {name: i for i, name in enumerate(self.clocks)}
         self._fields = [
-            (path, spec, spec.in_memory, spec.shape, order[str(spec.clock)]) for path, spec in schema.fields.items()
+            (path, spec, _Never if spec.dtype in CODED else spec.in_memory, spec.shape, order[str(spec.clock)])
+            for path, spec in schema.fields.items()
         ]
-        self._columns = [(name, schema.columns[name]) for name in self.columns]
+        self._columns = [(name, schema.columns[name], *_plain(schema.columns[name])) for name in self.columns]
         self._known = len(self._fields) + len(self._columns)
 
     def rows(self, flat: Mapping[str, Any]) -> tuple[list[Any], list[int], list[Any]]:
@@ -204,7 +208,7 @@ class Checker:
         """
         lengths = [ABSENT] * len(self.clocks)
         arrays: list[Any] = []
-        taken = 0
+        whole = True
         for path, spec, dtype, shape, clock in self._fields:
             try:
                 value = flat[path]
@@ -212,33 +216,42 @@ class Checker:
                 raise SchemaError(
                     f"field {path!r} is missing", hint="pass None for a field that this trajectory does not have"
                 ) from None
-            taken += 1
-            if value is None:
+            if type(value) is np.ndarray and value.dtype is dtype and (given := value.shape)[1:] == shape and given:
+                count = given[0]
+            elif value is None:
                 arrays.append(None)
+                whole = False
                 continue
-            if type(value) is not np.ndarray or value.dtype != dtype or value.shape[1:] != shape or spec.dtype in CODED:
+            else:
                 value = self._converted(path, spec, value)
-            count = len(value)
-            if lengths[clock] == ABSENT:
+                count = len(value)
+            if lengths[clock] != count:
+                if lengths[clock] != ABSENT:
+                    raise self._unequal(path, count, clock, lengths[clock])
                 lengths[clock] = count
-            elif lengths[clock] != count:
-                raise self._unequal(path, count, clock, lengths[clock])
             arrays.append(value)
         columns = []
-        for name, column in self._columns:
+        missing = 0
+        for name, column, kind, low, high in self._columns:
             value = flat.get(name)
-            if value is None:
-                if name not in flat and column.default is None:
-                    raise SchemaError(f"column {name!r} is missing", hint=f"give {name}=..., or declare a default")
-                if column.default is None:
-                    raise SchemaError(f"column {name!r} is None, expected {column.dtype}")
-                value = column.default
-            columns.append(as_column(name, column, value))
-            taken += name in flat
-        if taken != len(flat) and any(name not in self.schema.absent or flat[name] is not None for name in flat):
+            if type(value) is not kind or not low <= value <= high:
+                missing += name not in flat
+                value = as_column(name, column, self._default(name, column, flat) if value is None else value)
+            columns.append(value)
+        if self._known - missing != len(flat) and any(
+            name not in self.schema.absent or flat[name] is not None for name in flat
+        ):
             self._refuse_unknown(flat)
-        self._refuse_partial(arrays, lengths)
+        if not whole or not lengths or lengths[0] < 1:
+            self._refuse_partial(arrays, lengths)
         return arrays, lengths, columns
+
+    def _default(self, name: str, column: Column, flat: Mapping[str, Any]) -> Any:
+        if column.default is None and name in flat:
+            raise SchemaError(f"column {name!r} is None, expected {column.dtype}")
+        if column.default is None:
+            raise SchemaError(f"column {name!r} is missing", hint=f"give {name}=..., or declare a default")
+        return column.default
 
     def _converted(self, path: str, spec: Field, value: Any) -> np.ndarray[Any, Any]:
         if spec.dtype == "json":
@@ -292,6 +305,19 @@ class Checker:
                 raise AbsentField(path)
         if not lengths or lengths[0] == 0 or not any(n > 0 for n in lengths):
             raise SchemaError("the trajectory is empty: it has no step", hint="append it when it has one")
+
+
+class _Never:
+    """No array's dtype: values of a coded field are always converted."""
+
+
+def _plain(column: Column) -> tuple[type, float, float]:
+    """A Python type and bounds within which a column takes a value as it is."""
+    kind = np.dtype(column.dtype).kind
+    if kind in "iu":
+        bounds = np.iinfo(column.dtype)
+        return int, int(bounds.min), int(bounds.max)
+    return (bool, False, True) if kind == "b" else (float, -math.inf, math.inf)
 
 
 class LateField(Exception):
@@ -370,7 +396,10 @@ def as_column(name: str, column: Column, value: Any) -> Any:
         value = value.item()
     kind = np.dtype(column.dtype).kind
     if kind == "f" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
+        try:
+            return float(value)
+        except OverflowError:
+            raise SchemaError(f"column {name!r} is beyond {column.dtype}") from None
     if kind == "b" and isinstance(value, bool):
         return value
     if kind in "iu" and isinstance(value, int) and not isinstance(value, bool):
