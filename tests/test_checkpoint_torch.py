@@ -143,7 +143,7 @@ def test_restored_tensors_do_not_drag_the_checkpoint_along(ckpts):
 
 
 class Run:
-    """A small training run with everything that must survive: dropout, batch norm, Adam, schedule, shuffling, target."""
+    """A small run with all that must survive: dropout, batch norm, Adam, a schedule, random data, a target."""
 
     def __init__(self):
         torch.manual_seed(0)

@@ -73,10 +73,8 @@ def test_the_names_and_files_are_those_of_the_script(tmp_path):
         "checkpoint_000010", "checkpoint_000020", "checkpoint_index.json", "metrics_iter_10.json", "metrics_iter_20.json",
         "training_metrics_iter_10.png", "training_metrics_iter_20.png",
     }  # fmt: skip
-    inside = {
-        p.relative_to(tmp_path / "c/checkpoint_000020").as_posix()
-        for p in (tmp_path / "c/checkpoint_000020").rglob("*")
-    }
+    folder = tmp_path / "c/checkpoint_000020"
+    inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert inside == {"algorithm_state.pkl", "policies", "policies/seeker_policy",
                       "policies/seeker_policy/policy_state.pkl", "rllib_checkpoint.json", "metadata.json"}  # fmt: skip
     metadata = json.loads((tmp_path / "c/checkpoint_000020/metadata.json").read_text())

@@ -38,8 +38,8 @@ def test_the_record_says_what_ran(tmp_path):
     (tmp_path / "cfg" / "task").mkdir(parents=True)
     (tmp_path / "cfg" / "task" / "a.yaml").write_text("n: 1")
     (tmp_path / "train.sh").write_text("python train.py")
-    with run_dir(tmp_path / "r", "exp", config={"lr": 3e-4, "shape": (1, 2)}, files=[tmp_path / "cfg", tmp_path / "train.sh"],
-                 notes="first") as run:  # fmt: skip
+    files = [tmp_path / "cfg", tmp_path / "train.sh"]
+    with run_dir(tmp_path / "r", "exp", config={"lr": 3e-4, "shape": (1, 2)}, files=files, notes="first") as run:
         record = json.loads((run / "run.json").read_text())
         assert record["status"] == "running" and record["pid"] == os.getpid()
         run.log(1, loss=0.5)
@@ -82,16 +82,13 @@ def test_how_a_run_ends_is_known(tmp_path):
     }
     for status, ending in endings.items():
         root = tmp_path / status.strip() / str(len(status))
-        form = (
-            "with run_dir({!r}, 'x') as run:\n    run.log(7, r=1)\n    {}"
-            if status != "failed"
-            else "run = run_dir({!r}, 'x'); run.log(7, r=1); {}"
-        )
+        form = "with run_dir({!r}, 'x') as run:\n    run.log(7, r=1)\n    {}"
+        if status == "failed":
+            form = "run = run_dir({!r}, 'x'); run.log(7, r=1); {}"
         with open(os.devnull, "w") as null:
-            process = subprocess.Popen(
-                [sys.executable, "-c", "from trajstore.run import run_dir\n" + form.format(str(root), ending)], stderr=null,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-            )  # fmt: skip
+            code = "from trajstore.run import run_dir\n" + form.format(str(root), ending)
+            env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+            process = subprocess.Popen([sys.executable, "-c", code], stderr=null, env=env)
             process.wait()
         (info,) = list_runs(root)
         assert info.status == status.strip(), status

@@ -39,7 +39,7 @@ class Reader:
         structure = record.array(STRUCTURE)
         if structure is None:
             raise FormatError(f"{storage.describe()} has no structure")
-        document = typedjson.loads(self._read({structure.name: range(structure.count)})[structure.name].tobytes())
+        document = self.document = typedjson.loads(self._read({structure.name: range(structure.count)})[structure.name].tobytes())
         try:
             self.node = document["state"]
             self.rng = document["rng"]
@@ -51,15 +51,15 @@ class Reader:
 
     def state(self) -> Any:
         """The whole state."""
-        return self._build(self.node)
+        return self.build(self.node)
 
     def rng_state(self) -> Any:
         """The states of the random number generators, or ``None``."""
-        return None if self.rng is None else self._build(self.rng)
+        return None if self.rng is None else self.build(self.rng)
 
     def part(self, path: Iterable[Any]) -> Any:
         """What lies at a path of keys. Raises ``NotFoundError`` naming what there is."""
-        return self._build(child(self.node, path))
+        return self.build(child(self.node, path))
 
     def array(self, name: str) -> FlatArray:
         found = self._record.array(name)
@@ -70,7 +70,8 @@ class Reader:
             )
         return found
 
-    def _build(self, node: Any) -> Any:
+    def build(self, node: Any) -> Any:
+        """The value of a node of the structure."""
         needed: dict[str, set[int]] = {}
         for index in extents_of(node):
             if not 0 <= index < len(self.places):

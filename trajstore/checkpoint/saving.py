@@ -62,8 +62,8 @@ def write_checkpoint(
                 linked += chunk_record.length * is_link
             done.append(array.with_chunks(chunks))
         record = replace(record, arrays=tuple(done))
-        _finish(storage, temp, record, pool)
-        _publish(storage, temp, name)
+        finish_folder(storage, temp, record, pool)
+        publish(storage, temp, name)
     except BaseException:
         _remove_quietly(storage, temp)
         raise
@@ -88,8 +88,8 @@ def strip_checkpoint(
                     storage.link(f"{name}/{key}", f"{temp}/{key}")
                 except StorageError:
                     storage.write(f"{temp}/{key}", [storage.read(f"{name}/{key}")])
-        _finish(storage, temp, record, pool)
-        _publish(storage, temp, target)
+        finish_folder(storage, temp, record, pool)
+        publish(storage, temp, target)
     except BaseException:
         _remove_quietly(storage, temp)
         raise
@@ -106,7 +106,7 @@ def _before(before: Before | None, array: FlatArray, number: int) -> tuple[str, 
     return (folder, same.chunks[number]) if same.chunk_size(number) == array.chunk_size(number) else None
 
 
-def _finish(storage: Storage, temp: str, record: Record, pool: Pool) -> None:
+def finish_folder(storage: Storage, temp: str, record: Record, pool: Pool) -> None:
     """The metadata of the arrays, the record, and every name in the folder durable."""
 
     def metadata(array: FlatArray) -> None:
@@ -118,7 +118,8 @@ def _finish(storage: Storage, temp: str, record: Record, pool: Pool) -> None:
     storage.sync_folder(temp)
 
 
-def _publish(storage: Storage, temp: str, name: str) -> None:
+def publish(storage: Storage, temp: str, name: str) -> None:
+    """Give a finished folder its name: the commit."""
     storage.rename(temp, name)
     storage.sync_folder("")
 
