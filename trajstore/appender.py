@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -99,7 +100,7 @@ class Appender:
         self._at = 0  # row within the run
         self._submitted = first  # rows below are with the encoders, a multiple of the chunk or the session's first row
         self._frozen = first  # rows below are with the encoders, the last chunk perhaps not whole
-        self._jobs: list[Future[None]] = []
+        self._jobs: deque[Future[None]] = deque()
         self._free: list[np.ndarray[Any, Any]] = []
         self._guard = threading.Lock()
 
@@ -132,15 +133,6 @@ class Appender:
             if self._at == self._run_rows:
                 self._turn(run)
 
-    def write_one(self, row: Any) -> None:
-        """Append one row; for the table, whose rows are single values."""
-        run = self._run or self._begin()
-        run.buffer[self._at] = row
-        self._at += 1
-        self.row += 1
-        if self._at == self._run_rows:
-            self._turn(run)
-
     def _begin(self) -> _Run:
         first = self.row - self.row % self._run_rows
         with self._guard:
@@ -168,7 +160,8 @@ class Appender:
             self._budget.acquire(amount, self._clock)
             with self._guard:
                 run.jobs += 1
-            self._jobs = [job for job in self._jobs if not job.done() or job.exception() is not None]
+            while self._jobs and self._jobs[0].done() and self._jobs[0].exception() is None:
+                self._jobs.popleft()
             self._jobs.append(self._encoders.submit(self._encode, run, start, stop, amount))
         self._submitted = max(self._submitted, whole)
 

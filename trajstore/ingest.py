@@ -29,6 +29,7 @@ from trajstore.snapshot import Snapshot
 
 _DISK_THREADS = 16  # they wait for the disk, not for a core
 _DEAD_FACTOR, _DEAD_BYTES = 4, 8 << 20
+_TABLE_BATCH = 256  # rows of the table that are turned into arrays at once
 
 
 @dataclass
@@ -94,6 +95,8 @@ class Ingest:
         self._sets = SetWriter(self.storage, session.uuid, self._disk)
         self._begun = False
         self._torn = False  # an append was interrupted midway
+        self._table: list[list[Any]] = []  # start and stop on each clock, then columns, of the last trajectories
+        self._plan: tuple[Any, ...] = ()
         self._naming = threading.Lock()  # encoders name arrays too, and must never wait for the writer's lock
 
     def close(self) -> None:
@@ -105,6 +108,7 @@ class Ingest:
 
     def declare(self, schema: Schema) -> None:
         """Take a schema that holds the present one, and open the arrays that it adds."""
+        self._write_table()
         self.schema = schema
         for name in schema.clocks:
             self._clock_rows.setdefault(name, 0)
@@ -189,26 +193,51 @@ class Ingest:
             self._begin()
         if self._torn:
             self._mend()
+        if not self._plan or self._plan[0] is not self.schema:
+            self._plan = self.schema, [self._appenders[spec.array].write for spec in self.schema.fields.values()]
         self._torn = True
-        appenders, schema, clock_rows, counts = self._appenders, self.schema, self._clock_rows, self.counts
-        for spec, rows in zip(schema.fields.values(), arrays):
+        clock_rows, counts = self._clock_rows, self.counts
+        for write, rows in zip(self._plan[1], arrays):
             if rows is not None:
-                appenders[spec.array].write(rows)
-        for name, count in zip(schema.clocks, lengths):
+                write(rows)
+        record: list[Any] = []
+        for name, count in zip(self.schema.clocks, lengths):
             start = clock_rows[name]
-            appenders[clock_array(name)].write_one((-1, -1) if count == ABSENT else (start, start + count))
-            clock_rows[name] = start + max(count, 0)
+            if count > 0:
+                clock_rows[name] = start + count
+            record.append((-1, -1) if count == ABSENT else (start, start + count))
         number = counts["next_id"]
-        values = iter(columns)
-        for name in schema.columns:
-            appenders[column_array(name)].write_one(number if name == ID else next(values))
-        self._rows.add(self._table_rows)
-        self._table_rows += 1
+        record.append(number)
+        record += columns
+        steps = max(lengths[0], 0)
+        # No interrupt falls between these: Python looks for one after calls only.
         counts["next_id"] = number + 1
         counts["trajectories"] += 1
-        counts["steps"] += max(lengths[0], 0)
+        counts["steps"] += steps
+        self._table.append(record)
         self._torn = False
+        if len(self._table) >= _TABLE_BATCH:
+            self._write_table()
         return number
+
+    def _write_table(self) -> None:
+        """Bring the table up to the last trajectory; interrupted midway, it is done again at new shards."""
+        if not self._table:
+            return
+        if self._torn:
+            self._mend()
+        self._torn = True
+        rows = zip(*self._table)
+        for clock in self.schema.clocks:
+            self._appenders[clock_array(clock)].write(np.array(next(rows), np.int64))
+        ids = next(rows)
+        for name, spec in self.schema.columns.items():
+            values = ids if name == ID else next(rows)
+            self._appenders[column_array(name)].write(np.array(values, spec.dtype))
+        end = self._table_rows + len(self._table)
+        self._rows.update(IntervalSet.span(self._table_rows, end))
+        self._table_rows, self._table = end, []
+        self._torn = False
 
     def append_many(
         self, arrays: list[Any], lengths: list[np.ndarray[Any, Any] | None], columns: list[Any], count: int
@@ -218,6 +247,7 @@ class Ingest:
             self._begin()
         if self._torn:
             self._mend()
+        self._write_table()
         self._torn = True
         appenders, schema, clock_rows, counts = self._appenders, self.schema, self._clock_rows, self.counts
         for spec, rows in zip(schema.fields.values(), arrays):
@@ -246,6 +276,7 @@ class Ingest:
         """After an append that was interrupted midway, so that arrays differ in length: all go on at new shards."""
         for clock in self.schema.clocks:
             self._leap_clock(clock, past=True)
+        self._rows = IntervalBuilder(self._rows.freeze() - IntervalSet.span(self._table_rows, 1 << 62))
         table = [a for path, a in self._appenders.items() if path.startswith((f"{CLOCKS}/", f"{TABLE}/"))]
         self._table_rows = _aligned(max(appender.row for appender in table), [a.target for a in table])
         for appender in table:
@@ -294,6 +325,7 @@ class Ingest:
 
     def cut(self) -> Cut:
         """Hand all rows to the encoders, and note where everything stands."""
+        self._write_table()
         self._leap_over_garbage()
         jobs = [job for appender in self._appenders.values() for job in appender.freeze()]
         return Cut(

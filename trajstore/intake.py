@@ -200,6 +200,9 @@ class Checker:
         ]
         self._columns = [(name, schema.columns[name], *_plain(schema.columns[name])) for name in self.columns]
         self._known = len(self._fields) + len(self._columns)
+        self._row_bytes = [0] * len(self.clocks)
+        for _, spec, _, shape, clock in self._fields:
+            self._row_bytes[clock] += spec.in_memory.itemsize * math.prod(shape)
 
     def rows(self, flat: Mapping[str, Any]) -> tuple[list[Any], list[int], list[Any]]:
         """The rows of each field (``None`` where absent), the number of rows on each clock, the value of each column.
@@ -245,6 +248,10 @@ class Checker:
         if not whole or not lengths or lengths[0] < 1:
             self._refuse_partial(arrays, lengths)
         return arrays, lengths, columns
+
+    def nbytes(self, lengths: list[int]) -> int:
+        """Bytes in memory of a trajectory with so many rows on each clock."""
+        return sum(count * size for count, size in zip(lengths, self._row_bytes) if count > 0)
 
     def _default(self, name: str, column: Column, flat: Mapping[str, Any]) -> Any:
         if column.default is None and name in flat:

@@ -287,6 +287,11 @@ class IntervalBuilder:
 
     def add(self, value: int) -> bool:
         """Put a member in; returns whether it was new."""
+        edges = self._edges
+        if type(value) is int and edges and edges[-1] == value < _HIGHEST_STOP - 1:
+            edges[-1] += 1  # one after the last member: what collectors do
+            self._size += 1
+            return True
         return self._turn(value, member=True)
 
     def discard(self, value: int) -> bool:

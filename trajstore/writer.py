@@ -439,7 +439,7 @@ class Writer:
                 raise SchemaError(f"the column {self._unique!r}, declared unique, is missing")
             if int(key) in self._progress.completed:
                 return None
-        amount = sum(rows.nbytes for rows in arrays if rows is not None)
+        amount = checker.nbytes(lengths)
         self._check_room(amount)
         number = self._ingest.append(arrays, lengths, values)
         seed = key if key is not None else flat.get("seed")
