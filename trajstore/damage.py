@@ -122,7 +122,3 @@ class Report:
     @property
     def ok(self) -> bool:
         return all(store.ok for store in self.stores)
-
-    @property
-    def damages(self) -> tuple[Damage, ...]:
-        return tuple(damage for store in self.stores for damage in store.damages)

@@ -235,11 +235,15 @@ class Dataset:
         Example: ``ds.where("success & (length > 50)")``. Raises ``SchemaError`` for what is no expression,
         ``NotFoundError`` for a name that is no column.
         """
+        return self[self.matching(expression)]
+
+    def matching(self, expression: str) -> Ints:
+        """The numbers, int64 (n,), of the trajectories that :meth:`where` gives."""
         parsed = Expression(expression)
         table = self.table
         parsed.check(list(table))
         mask = parsed.evaluate({name: table[name] for name in parsed.names})
-        return self[np.broadcast_to(mask, (len(self),))]
+        return np.flatnonzero(np.broadcast_to(mask, (len(self),)))
 
     def locate(self, numbers: Ints) -> tuple[Ints, Ints]:
         """Store and row in its table, int64 (n,) each, of trajectories by number."""

@@ -1,0 +1,91 @@
+"""The formats that `import` reads and `export` writes; a new one is a line in the table."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+
+@dataclass(frozen=True)
+class Format:
+    """One foreign format.
+
+    importer : ``module:function(source, destination, *, progress=None, ...)``, which returns a printable report.
+    exporter : ``module:function(dataset, path, *, progress=None, ...)``, which returns the number of trajectories.
+    suffixes : of files, and markers : of files inside a folder, by which it is recognised.
+    """
+
+    title: str
+    importer: str = ""
+    exporter: str = ""
+    suffixes: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "routes": Format(
+        "routes.npz, and ckpt_shards_v1 folders",
+        "trajstore.importers.routes:import_routes",
+        "trajstore.exporters.routes:export_routes",
+        suffixes=(".npz",),
+        markers=("manifest.json", "shards"),
+    ),
+}
+
+
+def names(kind: str) -> list[str]:
+    """Of the formats that have an ``importer``, or an ``exporter``."""
+    return [name for name, known in FORMATS.items() if getattr(known, kind)]
+
+
+def load(name: str, kind: str) -> Callable[..., Any]:
+    """A format's importer or exporter."""
+    module, _, function = str(getattr(FORMATS[name], kind)).partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def recognise(path: str, kind: str, flag: str) -> str:
+    """The format of a path, by its suffix or what lies in it. A usage error if that cannot be told."""
+    for name in names(kind):
+        known = FORMATS[name]
+        if path.endswith(known.suffixes) and known.suffixes:
+            return name
+        if any(os.path.exists(os.path.join(path, marker)) for marker in known.markers):
+            return name
+    if kind == "importer" and not os.path.exists(path):
+        raise click.UsageError(f"there is nothing at {path}")
+    raise click.UsageError(f"which format {path} is cannot be told: pass {flag}, one of {', '.join(names(kind))}")
+
+
+def accepted(function: Callable[..., Any], given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The options that were given (not ``None``), refused by name where the format does not know them."""
+    parameters = inspect.signature(function).parameters.values()
+    known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    options = {key: value for key, value in given.items() if value is not None}
+    for key in options:
+        if key not in known and not anything:
+            raise click.UsageError(f"the format {name} has no option {key!r}; it has {', '.join(sorted(known))}")
+    return options
+
+
+def more_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """``-o name=value`` options; a value is JSON, or else text."""
+    options = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"-o takes NAME=VALUE, not {pair!r}")
+        try:
+            options[key.strip().replace("-", "_")] = json.loads(text)
+        except ValueError:
+            options[key.strip().replace("-", "_")] = text
+    return options

@@ -1,0 +1,64 @@
+"""``trajstore ls``."""
+
+from __future__ import annotations
+
+import click
+import numpy as np
+
+from trajstore.cli.options import json_option, one_of, option, store_argument
+from trajstore.cli.output import print_json, print_table
+
+
+@click.command()
+@store_argument
+@option("-w", "--where", help="Only trajectories for which this holds, e.g. 'success & (length > 50)'.")
+@option("-s", "--sort", metavar="COLUMN", help="Sort by a column, smallest first.")
+@option("-r", "--reverse", is_flag=True, help="The other way round.")
+@option("-n", "--limit", type=click.IntRange(min=0), help="At most so many.")
+@option("-c", "--columns", metavar="NAMES", help="Which columns, separated by commas; by default all.")
+@json_option
+def ls(
+    store: str | None,
+    ckpt_dir: str | None,
+    where: str | None,
+    sort: str | None,
+    reverse: bool,
+    limit: int | None,
+    columns: str | None,
+    as_json: bool,
+) -> None:
+    """List trajectories: filtered, sorted, with the columns you choose.
+
+    The first column is the number under which Python finds a trajectory: trajstore.open(STORE)[number].
+
+    \b
+    Example:
+      trajstore ls run.zarr --where "success & (length > 50)" --sort return --reverse --limit 10
+    """
+    from trajstore.dataset import LENGTH
+    from trajstore.dataset import open as open_dataset
+    from trajstore.errors import NotFoundError, SchemaError
+
+    dataset = open_dataset(one_of("STORE", store, "--ckpt_dir", ckpt_dir))
+    table = dataset.table
+    try:
+        chosen = np.arange(len(dataset)) if where is None else dataset.matching(where)
+    except (SchemaError, NotFoundError) as error:
+        raise click.BadParameter(str(error), param_hint="--where") from error
+    names = [name.strip() for name in columns.split(",")] if columns else [*dict.fromkeys([*dataset.columns, LENGTH])]
+    for name in [*names, *([sort] if sort else [])]:
+        if name not in table:
+            raise click.BadParameter(f"there is no column {name!r}; there are {', '.join(table)}")
+    if sort is not None:
+        chosen = chosen[np.argsort(table[sort][chosen], kind="stable")]
+    if reverse:
+        chosen = chosen[::-1]
+    chosen = chosen[:limit]
+    values = {name: table[name][chosen] for name in names}
+    if as_json:
+        print_json(
+            [{"index": number, **{name: values[name][i] for name in names}} for i, number in enumerate(chosen.tolist())]
+        )
+    else:
+        rows = ([number, *(values[name][i] for name in names)] for i, number in enumerate(chosen.tolist()))
+        print_table(["index", *names], rows)
