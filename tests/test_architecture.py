@@ -20,19 +20,21 @@ FLOORS: list[tuple[str, set[str]]] = [
     (
         "format: pure, no I/O",
         {"__about__", "checksum", "errors", "expression", "intervals", "layout", "operands", "progress", "schema"}
-        | {"typedjson"},
+        | {"typedjson", "union"},
     ),
     ("plan: chunk shape and codec for each field, and what a commit says of them", {"encoding", "manifest"}),
     ("media: bytes by key, durable; the bytes of a shard", {"config", "history", "publish", "shard", "storage"}),
     (
         "engine: visibility, bytes to arrays, arrays to bytes",
-        {"appender", "arraywriter", "batch", "commit", "gather", "index", "ingest", "intake", "repack", "seals", "sets"}
-        | {"signals", "snapshot"},
+        {"appender", "arraywriter", "batch", "commit", "device", "gather", "index", "ingest", "intake", "repack", "seals", "sets"}
+        | {"order", "partition", "shardfile", "signals", "snapshot"},
     ),
     ("faces: what a user holds", {"dataset", "sampler", "writer"}),
     (
         "operations: on whole datasets and files",
-        {"compact", "merge", "npz", "receipt", "routes", "verify"} | {"damage", "info", "shardcheck", "tablecheck"},
+        {"compact", "merge", "npz", "receipt", "routes", "verify"}
+        | {"damage", "info", "shardcheck", "tablecheck"}
+        | {"assembly", "delete", "derive", "heritage", "move", "plan", "split", "tasks"},
     ),
     (
         "edges: one foreign library or format each",
@@ -50,8 +52,8 @@ STRANGERS_IN = {"compat", "exporters", "importers"}
 HEAVY = {
     "ale_py": {"cli"},
     "click": {"cli", "compat"},
-    "dask": {"compact", "dask", "merge", "verify"},
-    "distributed": {"compact", "dask", "merge", "verify"},
+    "dask": {"dask", "tasks", "verify"},
+    "distributed": {"dask", "tasks", "verify"},
     "gymnasium": {"cli", "collect"},
     "h5py": {"exporters", "importers"},
     "lz4": {"compat.navrl"},
