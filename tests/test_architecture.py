@@ -26,15 +26,30 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("media: bytes by key, durable; the bytes of a shard", {"config", "history", "publish", "shard", "storage"}),
     (
         "engine: visibility, bytes to arrays, arrays to bytes",
-        {"appender", "arraywriter", "batch", "commit", "device", "gather", "index", "ingest", "intake", "repack", "seals", "sets"}
-        | {"order", "partition", "shardfile", "signals", "snapshot"},
+        {
+            "appender",
+            "arraywriter",
+            "batch",
+            "commit",
+            "device",
+            "gather",
+            "index",
+            "ingest",
+            "intake",
+            "repack",
+            "seals",
+            "sets",
+        }
+        | {"order", "partition", "shardfile", "signals", "snapshot"}
+        | {"sumtree", "windows"},
     ),
     ("faces: what a user holds", {"dataset", "sampler", "writer"}),
     (
         "operations: on whole datasets and files",
         {"compact", "merge", "npz", "receipt", "routes", "verify"}
         | {"damage", "info", "shardcheck", "tablecheck"}
-        | {"assembly", "delete", "derive", "heritage", "move", "plan", "split", "tasks"},
+        | {"assembly", "delete", "derive", "heritage", "move", "plan", "split", "tasks"}
+        | {"samples"},
     ),
     (
         "edges: one foreign library or format each",
