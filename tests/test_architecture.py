@@ -23,7 +23,7 @@ FLOORS: list[tuple[str, set[str]]] = [
         | {"typedjson", "union"},
     ),
     ("plan: chunk shape and codec for each field, and what a commit says of them", {"encoding", "manifest"}),
-    ("media: bytes by key, durable; the bytes of a shard", {"config", "history", "publish", "shard", "storage"}),
+    ("media: bytes by key, durable; the bytes of a shard", {"config", "hdf5storage", "history", "publish", "shard", "storage"}),
     (
         "engine: visibility, bytes to arrays, arrays to bytes",
         {
@@ -70,7 +70,7 @@ HEAVY = {
     "dask": {"dask", "tasks", "verify"},
     "distributed": {"dask", "tasks", "verify"},
     "gymnasium": {"cli", "collect"},
-    "h5py": {"exporters", "importers"},
+    "h5py": {"exporters", "hdf5storage", "importers"},
     "lz4": {"compat.navrl"},
     "matplotlib": {"checkpoint.plot"},
     "pandas": {"view"},

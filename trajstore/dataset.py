@@ -14,6 +14,7 @@ from trajstore.commit import is_root_of_parts
 from trajstore.errors import CorruptionError, FormatError, MissingDependencyError, NotFoundError, SchemaError
 from trajstore.expression import Expression
 from trajstore.gather import ChunkCache
+from trajstore.hdf5storage import Hdf5Storage, is_hdf5
 from trajstore.index import bounds, locate, natural, spans
 from trajstore.layout import COMMITS, ROOT
 from trajstore.schema import ID, MAIN_CLOCK, Column, Field, Schema
@@ -33,7 +34,7 @@ def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Da
 
     Parameters
     ----------
-    path : a store's folder; a folder of stores (their order is that of their names, ``rank2`` before ``rank10``); or a
+    path : a store's folder, or an HDF5 file that was exported from one; a folder of stores (their order is that of their names, ``rank2`` before ``rank10``); or a
         list of such.
     cache_bytes : memory for decoded chunks, shared by all fields.
 
@@ -58,6 +59,8 @@ def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Da
 
 def stores(place: Place) -> list[Storage]:
     """The stores that a path stands for: itself, or the parts directly inside it."""
+    if isinstance(place, (str, os.PathLike)) and is_hdf5(place):
+        return [Hdf5Storage(place)]
     storage: Storage = LocalStorage(place) if isinstance(place, (str, os.PathLike)) else place
     if _is_store(storage, "") and not is_root_of_parts(storage):
         return [storage]

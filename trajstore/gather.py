@@ -13,7 +13,7 @@ import numpy as np
 
 from trajstore.errors import CorruptionError, NotFoundError
 from trajstore.layout import ArrayLayout
-from trajstore.shard import decode_frame, parse_index
+from trajstore.shard import check_frame, decode_frame, parse_index
 from trajstore.storage import Storage
 
 #: The file length of a shard as the manifest knows it, or ``None`` for a shard that holds no named rows.
@@ -146,6 +146,28 @@ class ArrayReader:
         ]
         self._run(tasks, out, self._cache)
         return out
+
+    def frames(self, chunks: np.ndarray[Any, Any]) -> Iterator[tuple[int, bytes]]:
+        """The frames of the given chunks (int64, ascending) as they are stored, each checked: number, bytes.
+
+        Raises ``CorruptionError`` for a chunk that is not there or does not match its checksum.
+        """
+        tasks = [(chunk, None, None) for chunk in chunks.tolist()]
+        for shard, index, group in self._by_shard(tasks):
+            key = self.layout.shard_key(shard)
+            wanted = []
+            for task in group:
+                inner = task[0] - shard * self.layout.chunks_per_shard
+                if index is None or index[inner, 0] < 0:
+                    raise self._lost(task[0])
+                wanted.append((*index[inner].tolist(), task))
+            for _, _, frame, task in self._frames(key, wanted):
+                data = frame.tobytes()
+                try:
+                    check_frame(data, self.layout.chunk_bytes)
+                except CorruptionError as error:
+                    raise _placed(error, f"chunk {task[0]} of {self.storage.describe(key)}") from error
+                yield task[0], data
 
     def has_chunk(self, chunk: int) -> bool:
         """Whether a shard holds this chunk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,14 @@ import numpy as np
 from trajstore.commit import read_manifest
 from trajstore.encoding import converter, set_layout
 from trajstore.errors import CorruptionError, NotFoundError
-from trajstore.gather import ArrayReader, ChunkCache, Convert
+from trajstore.gather import ArrayReader, ChunkCache, Convert, Lengths
+from trajstore.hdf5storage import Hdf5Storage
 from trajstore.intervals import IntervalSet
-from trajstore.layout import TABLE_DIMENSION, clock_array, column_array
+from trajstore.layout import TABLE_DIMENSION, ArrayLayout, clock_array, column_array
 from trajstore.manifest import Manifest, StoredSet
 from trajstore.schema import ID
 from trajstore.seals import seal_records
 from trajstore.storage import Storage
-
 
 _TABLE_CACHE = 4 << 20  # bytes; what a loop over trajectories needs of the table
 
@@ -103,7 +104,9 @@ class Snapshot:
         except KeyError:
             raise NotFoundError(f"{self.place} has no array {array!r}") from None
         table = layout.dimension == TABLE_DIMENSION
-        lengths = self._shard_lengths(array).get
+        lengths: Lengths = self._shard_lengths(array).get
+        if isinstance(self.storage, Hdf5Storage):  # sealed: nothing grows there, and nothing is recorded
+            lengths = partial(_length_of, self.storage, layout)
         cache = self._table_cache if table else self.cache
         return ArrayReader(self.storage, layout, rows, lengths, cache, strict=not table, convert=convert)
 
@@ -127,6 +130,10 @@ class Snapshot:
     def column(self, name: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """A column's values (n,) by row of the table."""
         return self.reader(column_array(name)).take(rows)
+
+
+def _length_of(storage: Storage, layout: ArrayLayout, shard: int) -> int | None:
+    return storage.size(layout.shard_key(shard))
 
 
 def _load_set(storage: Storage, stored: StoredSet) -> IntervalSet:
