@@ -30,13 +30,21 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
 from trajstore import typedjson
 from trajstore.checkpoint import reading
-from trajstore.checkpoint.arena import Arena, Staging, plan as lay_out
+from trajstore.checkpoint.arena import Arena, Staging
+from trajstore.checkpoint.arena import plan as lay_out
 from trajstore.checkpoint.chunks import Pool, chunk_key, write_chunk
 from trajstore.checkpoint.record import CHUNK_BYTES, STRUCTURE, FlatArray, Record
 from trajstore.checkpoint.retention import Retention, select
@@ -238,7 +246,8 @@ class Reader(StorageReader):
             index = document["index"]
         except KeyError as error:
             raise FormatError(
-                f"{child.describe()} was not saved by torch.distributed.checkpoint", hint="Checkpoints(...).restore() reads it"
+                f"{child.describe()} was not saved by torch.distributed.checkpoint",
+                hint="Checkpoints(...).restore() reads it",
             ) from error
         # MetadataIndex compares by name and offset; its third part is a hint.
         self._nodes = {(fqn, _tuple(offset)): node for fqn, offset, _, node in index}
@@ -281,7 +290,9 @@ class Reader(StorageReader):
                 value = torch.narrow(value, dimension, offset, length)
             target = planner.resolve_tensor(item).detach()
             if target.size() != value.size():
-                raise CorruptionError(f"{item.storage_index.fqn} has the shape {tuple(value.size())}, not {tuple(target.size())}")
+                raise CorruptionError(
+                    f"{item.storage_index.fqn} has the shape {tuple(value.size())}, not {tuple(target.size())}"
+                )
             target.copy_(value)
             planner.commit_tensor(item, target)
         future: Future[None] = Future()
@@ -333,7 +344,8 @@ def _metadata_from_json(value: Mapping[str, Any], index: list[list[Any]]) -> Met
         parts = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in chunks]
         entries[fqn] = TensorStorageMetadata(properties, torch.Size(size), parts)
     storage = {
-        MetadataIndex(fqn, None if offset is None else torch.Size(offset), number): None for fqn, offset, number in index
+        MetadataIndex(fqn, None if offset is None else torch.Size(offset), number): None
+        for fqn, offset, number in index
     }
     return Metadata(state_dict_metadata=entries, planner_data=value["planner"], storage_data=storage)
 

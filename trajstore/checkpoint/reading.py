@@ -39,7 +39,9 @@ class Reader:
         structure = record.array(STRUCTURE)
         if structure is None:
             raise FormatError(f"{storage.describe()} has no structure")
-        document = self.document = typedjson.loads(self._read({structure.name: range(structure.count)})[structure.name].tobytes())
+        document = self.document = typedjson.loads(
+            self._read({structure.name: range(structure.count)})[structure.name].tobytes()
+        )
         try:
             self.node = document["state"]
             self.rng = document["rng"]

@@ -33,12 +33,13 @@ def structure_bytes(state: Any, rng: Any, extents: list[Extent], layout: Plan) -
 def write_checkpoint(
     storage: Storage, name: str, record: Record, structure: bytes, layout: Plan, arena: Arena, pool: Pool,
     before: Before | None,
+    scratch: str = PRIVATE,
 ) -> tuple[Record, int]:  # fmt: skip
-    """Write a checkpoint and publish it as ``name``; returns its record and the bytes that are links.
+    """Write a checkpoint in the folder ``scratch`` and publish it as ``name``; returns its record and the bytes linked.
 
     Raises ``StorageError``; then nothing of it is left.
     """
-    temp = temporary(PRIVATE, uuid.uuid4().hex[:12])
+    temp = temporary(scratch, uuid.uuid4().hex[:12])
     try:
         document = np.frombuffer(structure, np.uint8)
         chunk = min(CHUNK_BYTES, len(document))

@@ -107,6 +107,22 @@ def as_parameter(tensor: torch.Tensor, kind: str, requires_grad: bool) -> torch.
     return tensor.requires_grad_(requires_grad)
 
 
+def moved(value: Any, device: Any) -> Any:
+    """A loaded state with its tensors on a device, named as ``torch.device`` takes it; else they stay on the host."""
+    if device is None or callable(device) or isinstance(device, dict):
+        return value
+    if is_tensor(value):
+        return value.to(device)
+    if isinstance(value, dict):
+        for key in value:
+            value[key] = moved(value[key], device)
+    elif isinstance(value, list):
+        value[:] = [moved(item, device) for item in value]
+    elif type(value) is tuple:
+        return tuple(moved(item, device) for item in value)
+    return value
+
+
 class Snapshots:
     """Copies of tensors on the host that keep who shares a storage with whom; their memory is used again.
 
