@@ -23,8 +23,13 @@ def describe_config(config: Mapping[str, Any] | None, files: Iterable[str | os.P
         raise SchemaError(f"config is a dict, not {type(config).__name__}")
     values = json.loads(typedjson.dumps(dict(config or {})))
     hashes = {os.fspath(path): _sha256(path) for path in files or ()}
-    body = json.dumps([values, hashes], sort_keys=True).encode()
-    return {"values": values, "files": hashes, "fingerprint": hashlib.sha256(body).hexdigest()}
+    return with_fingerprint(values, hashes)
+
+
+def with_fingerprint(values: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of these values, and of the sha256 of each of these files."""
+    body = json.dumps([values, files], sort_keys=True).encode()
+    return {"values": values, "files": files, "fingerprint": hashlib.sha256(body).hexdigest()}
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:

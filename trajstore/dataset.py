@@ -16,10 +16,12 @@ from trajstore.expression import Expression
 from trajstore.gather import ChunkCache
 from trajstore.hdf5storage import Hdf5Storage, is_hdf5
 from trajstore.index import bounds, locate, natural, spans
-from trajstore.layout import COMMITS, ROOT
+from trajstore.layout import COMMITS, ROOT, is_temporary
+from trajstore.partition import partition
 from trajstore.schema import ID, MAIN_CLOCK, Column, Field, Schema
 from trajstore.snapshot import Snapshot
 from trajstore.storage import LocalStorage, Storage
+from trajstore.union import filling
 
 Place = Union[str, "os.PathLike[str]", Storage]
 Array = np.ndarray[Any, Any]
@@ -64,7 +66,7 @@ def stores(place: Place) -> list[Storage]:
     storage: Storage = LocalStorage(place) if isinstance(place, (str, os.PathLike)) else place
     if _is_store(storage, "") and not is_root_of_parts(storage):
         return [storage]
-    names = [name for name in storage.list("") if _is_store(storage, f"{name}/")]
+    names = [name for name in storage.list("") if not is_temporary(name) and _is_store(storage, f"{name}/")]
     parts = [storage.child(name) for name in sorted(names, key=natural)]
     if not parts and is_root_of_parts(storage):
         raise NotFoundError(f"no part of {storage.describe()} has been committed yet", hint="open it again later")
@@ -248,6 +250,49 @@ class Dataset:
         mask = parsed.evaluate({name: table[name] for name in parsed.names})
         return np.flatnonzero(np.broadcast_to(mask, (len(self),)))
 
+    def __add__(self, other: Dataset) -> Dataset:
+        """The trajectories of both, end to end; nothing is copied."""
+        if not isinstance(other, Dataset):
+            return NotImplemented
+        (part, row), (other_part, other_row) = self._all(), other._all()
+        view = object.__new__(Dataset)
+        view._places, view._cache = (*self._places, *other._places), self._cache
+        others = tuple(Snapshot(s.storage, s.manifest, self._cache) for s in other._snapshots)
+        view._snapshots = self._snapshots + others
+        view._start(np.concatenate((part, other_part + len(self._snapshots))), np.concatenate((row, other_row)))
+        return view
+
+    def split(
+        self,
+        *,
+        first: int | None = None,
+        fractions: Mapping[str, float] | None = None,
+        where: str | None = None,
+        mask: Array | None = None,
+        by: str | None = None,
+        parts: int | None = None,
+        seed: int | None = None,
+    ) -> dict[str, Dataset]:
+        """The dataset divided into parts by one rule, without writing anything.
+
+        Parameters
+        ----------
+        first : ``first`` has so many trajectories, ``rest`` the others.
+        fractions : of all, by name: ``{"train": 0.9, "test": 0.1}``.
+        where, mask : ``match`` are those for which an expression holds, or a mask (n,) is true; ``rest`` the others.
+        by : a part for each value of a column, called ``column.value``.
+        parts : so many blocks, ``rank0``, ``rank1``, …
+        seed : draw at random instead of from the front.
+
+        Raises ``SchemaError`` if no rule is given, or several.
+        """
+        if where is not None and mask is None:
+            mask = np.zeros(len(self), np.bool_)
+            mask[self.matching(where)] = True
+        values = None if by is None else (by, self.table[by])
+        chosen = partition(len(self), first=first, fractions=fractions, mask=mask, by=values, parts=parts, seed=seed)
+        return {name: self[positions] for name, positions in chosen.items()}
+
     def locate(self, numbers: Ints) -> tuple[Ints, Ints]:
         """Store and row in its table, int64 (n,) each, of trajectories by number."""
         if self._row is not None and self._part is not None:
@@ -289,7 +334,10 @@ class Dataset:
                 raise NotFoundError(f"there is no column {name!r}", hint="there are " + ", ".join(self.columns))
             values = np.empty(len(row), np.dtype(spec.dtype))
             for p, mine in _groups(part, len(self._snapshots)):
-                values[mine] = self._snapshots[p].column(name, row[mine])
+                if name in self._snapshots[p].manifest.schema.columns:
+                    values[mine] = self._snapshots[p].column(name, row[mine])
+                else:
+                    values[mine] = _filling(name, spec, self._snapshots[p])
             values.setflags(write=False)
             self._columns[name] = values
         return values
@@ -393,6 +441,16 @@ class Batch(dict[str, Any]):
     def __init__(self, index: Ints) -> None:
         super().__init__()
         self.index = index
+
+
+def _filling(name: str, spec: Column, lacking: Snapshot) -> float:
+    value = filling(name, spec)
+    if value is None:
+        raise SchemaError(
+            f"{lacking.place} has no column {name!r}, and {spec.dtype} has no value that says so",
+            hint=f"merge the stores with fill={{{name!r}: ...}}, or add the column to that one",
+        )
+    return value
 
 
 def _groups(part: Ints, parts: int) -> list[tuple[int, Any]]:

@@ -1,0 +1,298 @@
+"""A new store built aside from a plan, and given its name by one rename when it is whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Union
+
+import numpy as np
+
+from trajstore.__about__ import __version__
+from trajstore.commit import Session
+from trajstore.encoding import clock_layout, column_layout
+from trajstore.errors import AlreadyExistsError
+from trajstore.index import spans
+from trajstore.intervals import IntervalSet
+from trajstore.layout import LOCK, PRIVATE, SEALS, ArrayLayout, temporary
+from trajstore.manifest import Commit, Manifest, Shard
+from trajstore.plan import PART, START, STOP, TARGET, Encoded, Linked, Plan
+from trajstore.schema import Column, Schema
+from trajstore.seals import SealWriter
+from trajstore.sets import SetWriter
+from trajstore.shardfile import bring_shard, write_shard
+from trajstore.snapshot import Snapshot
+from trajstore.storage import LocalStorage, Storage
+from trajstore.tasks import run
+
+#: A path, or a folder's storage and a name in it.
+Destination = Union[str, "os.PathLike[str]", tuple[Storage, str]]
+#: Called with the number of shards done and of all.
+Report = Callable[[int, int], None]
+
+_DISK_THREADS = 16  # they wait for the disk
+_CHUNK_BYTES = 4 << 20  # raw bytes of a shard that are read and encoded at a time
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a new store says beside the rows of its fields.
+
+    columns : of the table, each with its values (n,). next_id, progress, config, attributes, sets : as the manifest
+        holds them.
+    """
+
+    columns: Mapping[str, tuple[Column, np.ndarray[Any, Any]]]
+    next_id: int
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    sets: Mapping[str, IntervalSet] = field(default_factory=dict)
+
+
+def refuse_existing(parent: Storage, name: str) -> None:
+    """Raise ``AlreadyExistsError`` if anything but an empty folder has that name."""
+    if parent.size(name) is not None or parent.list(name):
+        raise AlreadyExistsError(
+            f"{parent.describe(name)} exists", hint="nothing was touched; choose another destination, or remove it"
+        )
+
+
+def located(destination: Destination) -> tuple[Storage, str]:
+    """The folder in which a destination will stand, and its name there."""
+    if isinstance(destination, tuple):
+        return destination
+    parent, name = os.path.split(os.path.abspath(os.fspath(destination)))
+    return LocalStorage(parent), name
+
+
+class Scaffold:
+    """The folder beside a destination in which it is built; a context manager that holds the folder's lock.
+
+    What a build before this one left there, killed midway, is removed first.
+    """
+
+    def __init__(self, destination: Destination) -> None:
+        self.parent, self.name = located(destination)
+        self.folder = temporary("", self.name)
+        self.storage = self.parent.child(self.folder)
+        self._session: Session | None = None
+
+    def __enter__(self) -> Session:
+        """The session of the folder itself, for a destination that is one store."""
+        refuse_existing(self.parent, self.name)
+        self.parent.make_root()
+        session = self._session = Session(self.storage)
+        try:
+            refuse_existing(self.parent, self.name)  # whoever had the lock before may have been making it
+            _empty(self.storage)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def publish(self) -> None:
+        """Give the folder the destination's name. All that lies in it must be durable."""
+        refuse_existing(self.parent, self.name)
+        self.parent.rename(self.folder, self.name)
+        self.parent.sync_folder("")
+
+    def __exit__(self, *_: object) -> None:
+        if self._session is not None:
+            self._session.close()
+
+
+def _empty(storage: Storage) -> None:
+    for name in storage.list(""):
+        if name != PRIVATE:
+            storage.remove(name)
+    for name in storage.list(PRIVATE):
+        if f"{PRIVATE}/{name}" != LOCK:
+            storage.remove(f"{PRIVATE}/{name}")
+
+
+def make_folder(storage: Storage, folder: str) -> None:
+    try:
+        storage.make_folder(folder)
+    except AlreadyExistsError:
+        pass
+
+
+def build(
+    session: Session,
+    plan: Plan,
+    contents: Contents,
+    *,
+    link: bool = True,
+    client: Any = None,
+    report: Report | None = None,
+) -> Manifest:
+    """Fill an empty folder with the store that a plan describes: durable, whole and committed on return.
+
+    Parameters
+    ----------
+    session : of the folder.
+    link : whether shard files may be shared with the sources; otherwise they are copied.
+    client : a ``dask.distributed.Client`` that runs the encoding of shards; see ``tasks.run``.
+    """
+    schema = replace(plan.union.schema, columns={name: column for name, (column, _) in contents.columns.items()})
+    tables = [(clock_layout(name), axis.pairs) for name, axis in plan.axes.items()]
+    tables += [(column_layout(name, column), values) for name, (column, values) in contents.columns.items()]
+    arrays = {spec.array: (plan.layouts[path], plan.axes[str(spec.clock)].rows) for path, spec in schema.fields.items()}
+    arrays |= {layout.path: (layout, len(plan)) for layout, _ in tables}
+    total = len(plan.linked) + len(plan.encoded)
+
+    def tell(done: int) -> None:
+        if report is not None:
+            report(done, total)
+
+    storage = session.storage
+    folders = _make_folders(storage, [*arrays, SEALS])
+    with ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="trajstore-disk") as disk:
+        tell(0)
+        shards = _link(storage, plan, link, disk, tell)
+        common = _Encoding(storage, plan.snapshots)
+        made = run(_encode, plan.encoded, common, client=client, report=lambda done: tell(len(plan.linked) + done))
+        shards += [(task.layout.path, shard) for task, shard in zip(plan.encoded, made)]
+        for layout, values in tables:
+            shards += [(layout.path, shard) for shard in write_table(storage, layout, values, disk)]
+        manifest = _manifest(session, plan, contents, schema, arrays, shards, disk)
+    for folder in folders:
+        storage.sync_folder(folder)
+    session.publish(manifest)
+    session.write_children()
+    for folder in folders:  # the names of the children's own metadata
+        storage.sync_folder(folder)
+    return manifest
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def _link(
+    storage: Storage, plan: Plan, link: bool, disk: ThreadPoolExecutor, tell: Callable[[int], None]
+) -> list[tuple[str, Shard]]:
+    def bring(item: Linked) -> tuple[str, Shard]:
+        source = plan.snapshots[item.part]
+        layout = source.manifest.arrays[item.array][0]
+        origin = source.storage, layout.shard_key(item.source)
+        return item.layout.path, bring_shard(storage, item.layout, item.number, origin, item.shard, link=link)[0]
+
+    found = []
+    for done, entry in enumerate(disk.map(bring, plan.linked), 1):
+        found.append(entry)
+        tell(done)
+    return found
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """What every task needs; it travels to each worker once."""
+
+    storage: Storage
+    snapshots: tuple[Snapshot, ...]
+
+
+def _encode(task: Encoded, common: _Encoding) -> Shard:
+    return write_shard(common.storage, task.layout, task.number, _chunks(task, common.snapshots))
+
+
+def _chunks(task: Encoded, snapshots: Sequence[Snapshot]) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """The chunks of a shard that hold rows, read a few at a time."""
+    layout = task.layout
+    first = task.number * layout.shard_rows
+    starts, counts = task.runs[:, TARGET] - first, task.runs[:, STOP] - task.runs[:, START]
+    size = layout.chunk_rows
+    step = size * max(1, _CHUNK_BYTES // layout.chunk_bytes)
+    readers = {
+        part: _reader(snapshots[part], task.path, task.plainly[part]) for part in np.unique(task.runs[:, PART]).tolist()
+    }
+    for block in range(0, layout.shard_rows, step):
+        low = int(np.searchsorted(starts + counts, block, side="right"))
+        high = int(np.searchsorted(starts, block + step, side="left"))
+        if low >= high:
+            continue
+        rows = np.full((step, *layout.row_shape), layout.fill, layout.dtype)
+        held = np.zeros(step, np.bool_)
+        parts = task.runs[low:high, PART]
+        skipped = np.maximum(block - starts[low:high], 0)
+        begin = starts[low:high] + skipped
+        end = np.minimum(starts[low:high] + counts[low:high], block + step)
+        origin = task.runs[low:high, START] + skipped
+        for part, reader in readers.items():
+            mine = parts == part
+            if mine.any():
+                place = spans(begin[mine] - block, end[mine] - block)
+                rows[place] = reader.take(spans(origin[mine], origin[mine] + (end - begin)[mine]))
+                held[place] = True
+        for at in np.flatnonzero(held.reshape(-1, size).any(axis=1)).tolist():
+            yield block // size + at, rows[at * size : (at + 1) * size]
+
+
+def _reader(snapshot: Snapshot, path: str, plainly: bool) -> Any:
+    if plainly:
+        return snapshot.reader(snapshot.manifest.schema.fields[path].array)
+    return snapshot.field(path)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def write_table(storage: Storage, layout: ArrayLayout, values: np.ndarray[Any, Any], disk: Executor) -> list[Shard]:
+    """Write an array of the table whole, ``values`` (n, *row_shape)."""
+
+    def write(first: int) -> Shard:
+        rows, size = values[first : first + layout.shard_rows], layout.chunk_rows
+        chunks = ((at // size, rows[at : at + size]) for at in range(0, len(rows), size))
+        return write_shard(storage, layout, first // layout.shard_rows, chunks)
+
+    return list(disk.map(write, range(0, len(values), layout.shard_rows)))
+
+
+# -- the commit --------------------------------------------------------------------------------------------------------
+
+
+def _make_folders(storage: Storage, arrays: Sequence[str]) -> list[str]:
+    """Make the folder of each array; all folders, those inside before those around them."""
+    folders: set[str] = set()
+    for path in arrays:
+        make_folder(storage, path)
+        parts = path.split("/")
+        folders |= {"/".join(parts[:depth]) for depth in range(len(parts) + 1)}
+    return sorted(folders, key=lambda folder: (-folder.count("/"), folder == "", folder))
+
+
+def _manifest(
+    session: Session,
+    plan: Plan,
+    contents: Contents,
+    schema: Schema,
+    arrays: Mapping[str, tuple[ArrayLayout, int]],
+    shards: Sequence[tuple[str, Shard]],
+    disk: Executor,
+) -> Manifest:
+    storage, token = session.storage, session.uuid
+    names = [*arrays, SEALS]
+    place = {name: i for i, name in enumerate(names)}
+    seals = SealWriter(storage, token, disk, None)
+    seals.add((place[path], shard) for path, shard in shards)
+    empty = {"deleted": IntervalSet(), "attempted": IntervalSet(), "completed": IntervalSet()}
+    sets = {**empty, **contents.sets, "rows": IntervalSet.span(0, len(plan))}
+    now = session.clock()
+    return Manifest(
+        commit=Commit(session.next_number(), uuid.uuid4().hex, "", now, token, f"trajstore {__version__}"),
+        created=now,
+        schema=schema,
+        arrays={**arrays, SEALS: (seals.layout, seals.rows)},
+        names=tuple(names),
+        seals=seals.shards,
+        sets=SetWriter(storage, token, disk).store(sets),
+        counts={"trajectories": len(plan), "steps": plan.steps, "next_id": contents.next_id},
+        session={"started": now, "trajectories": 0, "steps": 0, "pid": os.getpid()},
+        config=contents.config,
+        progress=contents.progress,
+        attributes=contents.attributes,
+    )
