@@ -17,6 +17,7 @@ from trajstore.appender import Appender, Budget
 from trajstore.arraywriter import ArrayWriter
 from trajstore.commit import Session
 from trajstore.encoding import clock_layout, column_layout, field_layout, packer
+from trajstore.errors import NotFoundError
 from trajstore.intake import ABSENT
 from trajstore.intervals import IntervalBuilder, IntervalSet
 from trajstore.layout import CLOCKS, SEALS, TABLE, ArrayLayout, Codec, clock_array, column_array
@@ -94,6 +95,7 @@ class Ingest:
         self._orphans: dict[str, Shard] = {}
         self._sets = SetWriter(self.storage, session.uuid, self._disk)
         self._begun = False
+        self._opened = len(self._rows), self.counts["next_id"]
         self._torn = False  # an append was interrupted midway
         self._table: list[list[Any]] = []  # start and stop on each clock, then columns, of the last trajectories
         self._plan: tuple[Any, ...] = ()
@@ -271,6 +273,38 @@ class Ingest:
         counts["steps"] += int(lengths[0].sum()) if lengths[0] is not None else 0
         self._torn = False
         return first
+
+    def rows_of(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Rows of the table of trajectories by id, those not committed yet included. Raises ``NotFoundError``."""
+        self._write_table()
+        rows = self._rows.freeze()
+        count, first = self._opened
+        beyond = (ids < 0) | (ids >= self.counts["next_id"])
+        if beyond.any():
+            raise NotFoundError(f"{self.storage.describe()} has no trajectory of the id {ids[beyond][0]}")
+        found = np.empty(len(ids), np.int64)
+        new = ids >= first
+        found[new] = rows.nth(count + ids[new] - first)
+        found[~new] = self._old_rows_of(ids[~new], rows.nth(np.arange(count)) if not new.all() else ids[~new])
+        return found
+
+    def _old_rows_of(self, ids: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The same for trajectories of earlier sessions, which lie in these rows."""
+        head = self.session.head
+        if not len(ids) or head is None:
+            return ids
+        snapshot = Snapshot(self.storage, head)
+        # Ids are given in the order of rows; only a store that was merged may have them otherwise.
+        if int(ids.max()) < len(rows) and bool((snapshot.column(ID, rows[ids]) == ids).all()):
+            return rows[ids]
+        stored = snapshot.column(ID, rows)
+        order = np.argsort(stored, kind="stable")
+        place = np.minimum(np.searchsorted(stored, ids, sorter=order), len(order) - 1)
+        if not bool((stored[order[place]] == ids).all()):
+            missing = ids[stored[order[place]] != ids][0]
+            raise NotFoundError(f"{self.storage.describe()} has no trajectory of the id {missing}")
+        found: np.ndarray[Any, Any] = rows[order[place]]
+        return found
 
     def _mend(self) -> None:
         """After an append that was interrupted midway, so that arrays differ in length: all go on at new shards."""

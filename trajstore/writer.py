@@ -578,6 +578,19 @@ class Writer:
             self._ingest.split(path)
             self._checker = Checker(self._ingest.schema)
 
+    def delete(self, ids: int | Iterable[int]) -> None:
+        """Take trajectories out of the dataset, by id; the next commit makes it so.
+
+        Their rows stay on disk until the store is compacted, and their seeds count as collected. Deleting one twice
+        does nothing. Raises ``NotFoundError`` for an id that no trajectory has.
+        """
+        if self._closed or self._failure is not None or os.getpid() != self._pid:
+            self._refuse()
+        wanted = np.atleast_1d(np.asarray(ids if isinstance(ids, (int, np.integer)) else list(ids), np.int64))
+        with self._lock:
+            self._deleted = self._deleted | IntervalSet.of(self._ingest.rows_of(wanted))
+            self._progress.version += 1
+
     # -- seeds -----------------------------------------------------------------------------------------------------
 
     def seeds(self, wanted: range) -> Iterator[int]:
