@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from trajstore.storage import LocalStorage, Storage
 
 COMMIT_EVERY = 10.0  # seconds
 _AMPLIFICATION = 8
+_SIGNAL_PATIENCE = 5.0  # seconds for what is being recorded, when a signal ends the process
 _PATIENCE = 6  # commit intervals for which the back-off puts a commit off at the most
 
 
@@ -204,6 +205,14 @@ class _Lock:
         return self._owner == threading.get_ident()
 
 
+class Source(Protocol):
+    """What fills a writer in the background: it hands over before a commit that is asked for, and before the end."""
+
+    def flush(self, timeout: float | None = None) -> bool: ...
+    def close(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
 class Writer:
     """Appends trajectories to one store; made by :func:`create`.
 
@@ -242,6 +251,7 @@ class Writer:
     ) -> None:
         self._session = session
         self._part = part
+        self._sources: list[Source] = []
         self._lock = _Lock()
         self._committing = _Lock()
         self._pid = os.getpid()
@@ -560,6 +570,30 @@ class Writer:
         self._ingest.declare(schema)
         self._checker = Checker(schema)
 
+    def declare(
+        self,
+        *,
+        fields: Mapping[str, Field] | None = None,
+        clocks: Mapping[str, Clock] | None = None,
+        columns: Mapping[str, Column] | None = None,
+    ) -> None:
+        """Declare fields, clocks and columns later than ``create`` does, and before a trajectory has them.
+
+        Raises ``SchemaError`` where that contradicts what is stored.
+        """
+        new = Schema(dict(fields or {}), _clocks(fields, clocks), dict(columns or {}))
+        with self._lock:
+            before = self._declared
+            if self._checker is not None:
+                schema = extend(self._ingest.schema, new, self.path)
+                self._ingest.declare(schema)
+                self._checker = Checker(schema)
+            else:
+                extend(before, replace(new, columns={}), self.path)
+            self._declared = Schema(
+                {**new.fields, **before.fields}, {**new.clocks, **before.clocks}, {**new.columns, **before.columns}
+            )
+
     def split_clock(self, field: str) -> None:
         """Give a field a clock of its own: from now on it may have another number of rows than those it was with.
 
@@ -625,6 +659,17 @@ class Writer:
     def completed(self) -> IntervalSet:
         return self._progress.completed.freeze()
 
+    # -- sources ---------------------------------------------------------------------------------------------------
+
+    def attach(self, source: Source) -> None:
+        """Have ``source`` hand over what it holds before a commit that is asked for, and before the end."""
+        if self._closed or os.getpid() != self._pid:
+            self._refuse()
+        self._sources.append(source)
+
+    def detach(self, source: Source) -> None:
+        self._sources = [held for held in self._sources if held is not source]
+
     # -- commits ---------------------------------------------------------------------------------------------------
 
     def commit(self) -> int:
@@ -636,6 +681,8 @@ class Writer:
         if self._closed or os.getpid() != self._pid:
             self._refuse()
         self._failure = None
+        for source in self._sources:
+            source.flush()
         try:
             self._commit()
         finally:
@@ -715,6 +762,8 @@ class Writer:
 
     def _on_signal(self) -> None:
         if not self._closed and os.getpid() == self._pid:
+            for source in self._sources:
+                source.flush(timeout=_SIGNAL_PATIENCE)
             try:
                 self._commit()
             except BaseException as error:
@@ -733,8 +782,13 @@ class Writer:
         if os.getpid() != self._pid:
             self._closed = True
             return
+        self._failure = None
         try:
-            self._commit()
+            try:
+                for source in self._sources:
+                    source.close()
+            finally:
+                self._commit()
             self._session.write_children()
         finally:
             self._release()
@@ -742,6 +796,8 @@ class Writer:
     def abandon(self) -> None:
         """Release the store without another commit: what was appended since the last one is dropped."""
         if not self._closed and os.getpid() == self._pid:
+            for source in self._sources:
+                source.abandon()
             self._release()
 
     def _release(self) -> None:

@@ -1,0 +1,516 @@
+"""The step recorder: one call for each step of many environments; episodes are split and stored in the background."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from trajstore import device
+from trajstore.collect.boundaries import Boundaries, Episodes
+from trajstore.collect.ring import Ring, leaves
+from trajstore.collect.splitter import ACTIVE, COLUMN, FINAL, FRESH, Given, Splitter
+from trajstore.errors import QueueFullError, SchemaError, StateError, StorageError, TrajstoreError
+from trajstore.intake import as_array
+from trajstore.schema import MAIN_CLOCK, Clock, check_path, unknown
+from trajstore.writer import Writer
+
+Array = np.ndarray[Any, Any]
+
+AUTORESET = ("next_step", "same_step", "disabled")
+_RING_BYTES = 64 << 20
+_POLL = 0.02  # seconds until steps are looked at that nobody announced
+
+
+class Recorder:
+    """Records the steps of ``num_envs`` environments and appends each episode to a writer when it ends.
+
+    Parameters
+    ----------
+    autoreset : what the environments do after an episode's last step, as Gymnasium names it. ``"next_step"``: the
+        next step resets, and is part of no episode. ``"same_step"``: the next step is the next episode's first.
+        ``"disabled"``: the same, once the caller has reset the environment.
+    observations : ``"T"``: one for each step, the one its action was chosen on. ``"T+1"``: also the one after the
+        last step.
+    boundary : the fields that are observations, with all that lies inside them.
+    flags : ``"columns"``: ``terminated`` and ``truncated`` are one value for each trajectory. ``"fields"``: one for
+        each step.
+    on_close : what becomes of episodes that have not ended: ``"truncate"`` keeps, ``"drop"`` forgets them.
+    memory_bytes : bound of the rows held in memory, the ring included. Unfinished episodes beyond it wait in the
+        store's scratch folder.
+
+    Raises
+    ------
+    SchemaError
+        A step does not fit the first one, or what the store holds; it is not recorded.
+    StorageError
+        A commit failed in the background. Nothing is lost: make room and call ``writer.commit()``.
+    ConflictError, StateError
+        Something failed for good; every later call raises it.
+
+    Notes
+    -----
+    One thread records. ``step`` copies and returns: it waits only while the ring is full, because the encoders or the
+    disk are behind, and nothing is ever dropped. Each trajectory has the column ``env``, the environment's number;
+    trajectories are stored in the order in which they ended. ``Writer.commit`` and ``Writer.close`` take in what has
+    been recorded before.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        num_envs: int,
+        *,
+        autoreset: str = "same_step",
+        observations: str = "T",
+        boundary: Sequence[str] = ("obs",),
+        flags: str = "columns",
+        on_close: str = "truncate",
+        memory_bytes: int = 512 << 20,
+    ) -> None:
+        _check_choice("autoreset", autoreset, AUTORESET)
+        _check_choice("observations", observations, ("T", "T+1"))
+        _check_choice("flags", flags, ("columns", "fields"))
+        _check_choice("on_close", on_close, ("truncate", "drop"))
+        if num_envs < 1:
+            raise SchemaError(f"{num_envs} environments cannot be recorded")
+        self.writer = writer
+        self.num_envs = num_envs
+        self.autoreset = autoreset
+        self._boundary = tuple(boundary) if observations == "T+1" else ()
+        self._on_close = on_close
+        self._pid = os.getpid()
+        self._ring = Ring(num_envs, min(memory_bytes // 2, _RING_BYTES))
+        self._boundaries = Boundaries(num_envs, next_step=autoreset == "next_step")
+        self._given: dict[int, Given] = {}
+        self._splitter = Splitter(
+            writer,
+            self._ring,
+            self._boundaries,
+            boundary=self._boundary,
+            flags=flags,
+            memory_bytes=memory_bytes - min(memory_bytes // 2, _RING_BYTES),
+            given=self._given,
+            append=self._append,
+        )
+        # A terminated episode's final observation comes with the next row: the last row waits for it.
+        self._lag = int(bool(self._boundary) and autoreset == "next_step")
+        self._head = 0
+        self._done = 0  # steps below are with the writer, or set aside
+        self._half = 0  # steps in the ring that wake the background thread
+        self._idle = False
+        self._row: dict[str, Any] = {}  # the first step's values, until it is complete
+        self._begun: set[str] = set()  # fields that the present step has already
+        self._columns: dict[str, Array] = {}
+        self._active = np.ones(num_envs, np.bool_)
+        self._fresh = np.zeros(num_envs, np.bool_)
+        self._any_fresh = False
+        self._never = np.zeros(num_envs, np.bool_)
+        self._transfers: deque[tuple[int, device.Transfer]] = deque()
+        self._stalled = 0.0
+        self._changed = threading.Condition()
+        self._closing = self._closed = self._abandoned = False
+        self._ended = 0  # steps in all, once they are known
+        self._final_row = 0
+        self._failure: BaseException | None = None
+        self._trouble: StorageError | None = None  # of the writer, which may get over it
+        self._thread = threading.Thread(target=self._run, name="trajstore-recorder", daemon=True)
+        writer.attach(self)
+        self._thread.start()
+
+    # -- recording -------------------------------------------------------------------------------------------------
+
+    def put(self, **fields: Any) -> None:
+        """Record some fields of the present step before it is complete: the observation and the action, say, before
+        the environments overwrite the former. The copies are made when this returns.
+        """
+        self._check()
+        self._store(dict(leaves(fields)), whole=False)
+
+    def step(
+        self,
+        *,
+        terminated: Any,
+        truncated: Any = None,
+        final_obs: Any = None,
+        columns: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Record one step of every environment.
+
+        Parameters
+        ----------
+        terminated, truncated : bool (num_envs,), whether the episode ends with this step.
+        final_obs : ``"T+1"`` where the observation after an episode's last step is in no later step (``"same_step"``,
+            ``"disabled"``): (num_envs, …) or a dict of such, of which only the rows that end are read.
+        columns : values (num_envs,) for the trajectories, kept until they are set again; a trajectory has those of
+            its last step.
+        fields : (num_envs, …) arrays, tensors or dicts of them, the same in every step. ``obs`` is what the action
+            was chosen on.
+        """
+        self._check()
+        if columns:
+            self.set(**columns)
+        values = dict(leaves(fields))
+        values["terminated"] = terminated
+        values["truncated"] = self._never if truncated is None else truncated
+        self._flags(values)
+        if self._boundary and self.autoreset != "next_step":
+            self._give(final_obs, values)
+        values[ACTIVE], values[FRESH] = self._active, self._fresh
+        for name, column in self._columns.items():
+            values[COLUMN + name] = column
+        self._store(values, whole=True)
+        self._advance()
+
+    def steps(self, *, terminated: Any, truncated: Any = None, **fields: Any) -> None:
+        """Record several steps at once: every value has the steps first, (steps, num_envs, …)."""
+        values = dict(leaves(fields))
+        for t in range(len(terminated)):
+            self.step(
+                terminated=terminated[t],
+                truncated=None if truncated is None else truncated[t],
+                **{path: value[t] for path, value in values.items()},
+            )
+
+    def set(self, envs: Any = None, /, **columns: Any) -> None:
+        """Set columns of the trajectories under way, or, between episodes, of the next: all, or those of ``envs``.
+
+        ``envs`` : a mask or indices. Every column must be set before the first step.
+        """
+        for name, value in columns.items():
+            values = np.asarray(value)
+            column = self._columns.get(name)
+            if column is None:
+                if self._head:
+                    raise SchemaError(f"column {name!r} was not set before the first step", hint="set it there")
+                dtype = np.dtype(np.int64) if isinstance(value, int) and not isinstance(value, bool) else values.dtype
+                column = self._columns[name] = np.zeros(self.num_envs, dtype)
+            if envs is None:
+                column[...] = values
+            else:
+                column[np.asarray(envs)] = values
+
+    def reset(self, envs: Any = None) -> None:
+        """The next step begins an episode in all environments, or in ``envs``; one under way there ends, truncated."""
+        self._fresh[slice(None) if envs is None else np.asarray(envs)] = True
+        self._any_fresh = True
+
+    def stop(self, envs: Any) -> None:
+        """Record nothing more of some environments; an episode under way there ends, truncated."""
+        self._active[np.asarray(envs)] = False
+
+    def start(self, envs: Any) -> None:
+        """Record environments again that were stopped; their next step begins an episode."""
+        self._active[np.asarray(envs)] = True
+
+    def _flags(self, values: dict[str, Any]) -> None:
+        for name in ("terminated", "truncated"):
+            value = values[name]
+            if type(value) is not np.ndarray or value.dtype != np.bool_:
+                if device.on_device(value):
+                    values[name] = value.bool()
+                    continue
+                array = as_array(name, value)
+                if array.dtype != np.bool_:
+                    array = array != 0
+                values[name] = array
+
+    def _give(self, final_obs: Any, values: dict[str, Any]) -> None:
+        """Keep the final observations of the environments that end; a device's are not looked at, but sent along."""
+        if final_obs is None:
+            flags = [values["terminated"], values["truncated"]]
+            if any(not device.on_device(flag) and flag.any() for flag in flags):
+                raise SchemaError(
+                    "an episode ends and final_obs is not given",
+                    hint="give it with the step, or record observations='T'",
+                )
+            return
+        given = final_obs if len(self._boundary) > 1 else {self._boundary[0]: final_obs}
+        found = dict(leaves(given))
+        terminated, truncated = values["terminated"], values["truncated"]
+        if any(device.on_device(value) for value in (terminated, truncated, *found.values())):
+            values.update((f"{FINAL}{path}", value) for path, value in found.items())
+            return
+        envs = np.flatnonzero(terminated | truncated)
+        if len(envs):
+            rows = {path: as_array(path, value).take(envs, axis=0) for path, value in found.items()}
+            self._given[self._head] = Given(envs, rows)
+
+    def _store(self, values: Mapping[str, Any], *, whole: bool) -> None:
+        """Copy values to the present row of the ring."""
+        ring = self._ring
+        if not ring.steps:
+            self._row.update((path, _own(value)) for path, value in values.items())
+            if not whole:
+                return
+            values, self._row = self._row, {}
+            self._open(values)
+        elif self._head - self._splitter.tail >= ring.steps:
+            self._wait_for_room()
+        if self._begun:
+            twice = self._begun.intersection(values)
+            if twice:
+                raise SchemaError(f"field {sorted(twice)[0]!r} was put already in this step")
+        transfer = ring.put(self._head, values, known=len(self._begun) if whole else None)
+        if transfer is not None:
+            self._transfers.append((self._head, transfer))
+        if not whole:
+            self._begun.update(values)
+
+    def _open(self, values: Mapping[str, Any]) -> None:
+        """Take the fields from the first step; say now, not in the background, what the store cannot take."""
+        stored = self.writer.schema.fields
+        for path in values:
+            if not path.startswith("."):
+                check_path(path, "field")
+        self._ring.open(values, stored)
+        self._half = self._ring.steps // 2
+        fields = {path: self._ring.slots[path].spec for path in self._splitter.fields()}
+        try:
+            if stored:
+                for path in fields:
+                    if path not in stored:
+                        raise unknown(path, stored, "field")
+                for path in stored:
+                    if path not in fields:
+                        raise SchemaError(f"field {path!r} is missing", hint=f"{self.writer.path} has it")
+                return
+            clocks = {MAIN_CLOCK: Clock("main")}
+            if self._boundary:
+                clocks[self._boundary[0].replace("/", ".")] = Clock("last_row_extra")
+            names = list(clocks)
+            self.writer.declare(
+                fields={
+                    path: replace(spec, clock=names[-1] if self._splitter.has_boundary(path) else MAIN_CLOCK)
+                    for path, spec in fields.items()
+                },
+                clocks=clocks,
+            )
+        except BaseException:
+            self._ring.close()
+            raise
+
+    def _advance(self) -> None:
+        self._begun.clear()
+        if self._any_fresh:
+            self._fresh[...] = False
+            self._any_fresh = False
+        self._head += 1
+        if self._idle and self._head - self._splitter.tail >= self._half:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _wait_for_room(self) -> None:
+        begun = time.perf_counter()
+        with self._changed:
+            self._changed.notify_all()
+            while self._head - self._splitter.tail >= self._ring.steps and not (self._failure or self._trouble):
+                self._changed.wait(_POLL)
+        self._stalled += time.perf_counter() - begun
+        self._check()
+
+    # -- in the background -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._abandoned:
+                closing = self._closing
+                self._work()
+                if closing:
+                    self._finish()
+                    return
+                with self._changed:
+                    self._changed.notify_all()
+                    if not self._closing and self._head - self._splitter.tail < max(self._half, 1):
+                        self._idle = True
+                        self._changed.wait(_POLL)
+                        self._idle = False
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._splitter.close()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _append(self, fields: Mapping[str, Array], lengths: Array, columns: Mapping[str, Array]) -> None:
+        """Append to the writer, and again until it takes them: a disk that is full now need not be so for ever."""
+        while not self._abandoned:
+            try:
+                self.writer.append_many(fields, lengths=lengths, **columns)
+                self._trouble = None
+                return
+            except QueueFullError:
+                time.sleep(_POLL)  # this queue is the writer's; the recorder's own makes its caller wait
+            except StorageError as error:
+                if self._closing:
+                    raise
+                self._trouble = error
+                with self._changed:
+                    self._changed.notify_all()
+                    self._changed.wait(5 * _POLL)
+
+    def _work(self, lag: int | None = None) -> None:
+        """Take what has been recorded out of the ring, as far as its episodes' final observations are there."""
+        lag = self._lag if lag is None else lag
+        splitter = self._splitter
+        while (limit := self._head - lag) > self._boundaries.scanned and not self._abandoned:
+            stop = splitter.next_stop(limit)
+            self._receive(stop + lag)
+            splitter.store(self._kept(splitter.scan(stop)))
+            while splitter.release(self._head):
+                with self._changed:
+                    self._changed.notify_all()
+        self._done = self._boundaries.scanned
+
+    def _kept(self, episodes: Episodes) -> Episodes:
+        """At the end, without those that nothing but the end has cut, if they are to be dropped."""
+        if not self._ended or self._on_close == "truncate":
+            return episodes
+        return episodes[episodes.ended | (episodes.last < self._ended - 1)]
+
+    def _receive(self, stop: int) -> None:
+        while self._transfers and self._transfers[0][0] < stop:
+            self._transfers[0][1].wait()
+            self._transfers.popleft()
+
+    def _finish(self) -> None:
+        """Take the last steps and what is unfinished. A final observation that was given is a row that does not count."""
+        if not self._ring.steps:
+            return
+        self._ended = self._head - self._final_row
+        while self._boundaries.scanned < self._head:
+            stop = self._splitter.next_stop(self._head)
+            self._receive(stop)
+            episodes = self._splitter.scan(stop)
+            if not self._final_row:
+                episodes = episodes.without_row(self._head)
+            self._splitter.store(self._kept(episodes))
+        rest = self._boundaries.finish()
+        if self._on_close == "truncate":
+            self._splitter.store(rest)
+        self._done = self._boundaries.scanned
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Hand every episode that has ended to the writer; False if that took longer than ``timeout`` seconds.
+
+        Not durable before the writer's next commit. No lock is taken: a signal's thread may call this.
+        """
+        wanted = self._head - self._lag
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._done < wanted and not (self._failure or self._trouble) and self._thread.is_alive():
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        if timeout is None and (self._failure or self._trouble):
+            self._refuse()
+        return self._done >= wanted
+
+    def close(self, final_obs: Any = None) -> None:
+        """Store what has been recorded, unfinished episodes as ``on_close`` says. The writer stays open.
+
+        Parameters
+        ----------
+        final_obs : ``"T+1"``: the observations after the last step, (num_envs, …). Without them each episode that
+            needs one ends a step earlier, as truncated.
+
+        Raises what failed in the background.
+        """
+        if self._closed or os.getpid() != self._pid:
+            return
+        try:
+            if final_obs is not None and self._boundary and self._ring.steps and self._failure is None:
+                self._put_final_row(final_obs)
+        finally:
+            self._closed = True
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            self._thread.join()
+            self.writer.detach(self)
+        if self._failure is not None:
+            self._refuse()
+
+    def abandon(self) -> None:
+        """Drop what the writer has not been given yet."""
+        self._closed = self._abandoned = True
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join()
+        self.writer.detach(self)
+
+    def _put_final_row(self, final_obs: Any) -> None:
+        given = final_obs if len(self._boundary) > 1 else {self._boundary[0]: final_obs}
+        values = dict(leaves(given))
+        none = np.zeros(self.num_envs, np.bool_)
+        values |= {"terminated": none, "truncated": none, ACTIVE: none, FRESH: none}
+        self._begun.clear()
+        self._store(values, whole=False)
+        self._final_row = 1
+        self._head += 1
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except TrajstoreError:
+            if error is None:  # the error that ended the block matters more
+                raise
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Figures of this recorder: steps and trajectories, bytes held and spilled, seconds that ``step`` waited."""
+        splitter = self._splitter
+        return {
+            "steps": self._head - self._final_row,
+            "trajectories": splitter.trajectories,
+            "stored_steps": splitter.stored_steps,
+            "queued_steps": self._head - self._done,
+            "ring_bytes": self._ring.nbytes,
+            "stall_seconds": self._stalled,
+            **splitter.remains.figures,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Recorder of {self.num_envs} environments: {self._head} steps, {self._splitter.trajectories} trajectories>"
+
+    def _check(self) -> None:
+        if self._failure is not None or self._trouble is not None or self._closed or os.getpid() != self._pid:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        if os.getpid() != self._pid:
+            raise StateError("this recorder was inherited by a forked process, which may not use it")
+        failure = self._failure or self._trouble
+        if isinstance(failure, TrajstoreError):
+            raise failure
+        if failure is not None:
+            raise StateError(f"recording failed in the background: {failure!r}") from failure
+        raise StateError("the recorder is closed")
+
+
+def _own(value: Any) -> Any:
+    """A first step's value, which waits until the step is complete while its owner may change it."""
+    if device.on_device(value):
+        return value.detach().clone()
+    if hasattr(value, "numpy") and hasattr(value, "detach"):
+        return value.detach().clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise SchemaError(f"{name} is {value!r}", hint="one of " + ", ".join(choices))

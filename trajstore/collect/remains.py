@@ -1,0 +1,160 @@
+"""Rows of episodes that have not ended, once the ring has no room for them: in memory up to a bound, then on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from trajstore.collect.scratch import Spilled, SpillLog
+
+Array = np.ndarray[Any, Any]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_DEAD_IN_MEMORY = 2  # a piece is rewritten when less than one row in so many is still wanted
+_DEAD_ON_DISK = 4
+
+
+class _Piece:
+    """Rows of steps ``[first, stop)`` by environment: those of one environment lie together, in the order of steps.
+
+    offset : int64 (num_envs,), row at which an environment's begin; -1 where it has none.
+    begin, count : int64 (num_envs,), its first step here and the number of its rows.
+    """
+
+    __slots__ = ("begin", "count", "first", "live", "offset", "rows", "spilled", "stop", "total")
+
+    def __init__(self, first: int, stop: int, envs: Ints, begin: Ints, count: Ints, num_envs: int) -> None:
+        self.first, self.stop = first, stop
+        self.offset = np.full(num_envs, -1, np.int64)
+        self.begin = np.zeros(num_envs, np.int64)
+        self.count = np.zeros(num_envs, np.int64)
+        self.offset[envs] = np.cumsum(count) - count
+        self.begin[envs] = begin
+        self.count[envs] = count
+        self.live = self.total = int(count.sum())
+        self.rows: dict[str, Array] | None = None
+        self.spilled: Spilled | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(rows.nbytes for rows in self.rows.values()) if self.rows is not None else 0
+
+    def take(self, path: str, index: Ints) -> Array:
+        if self.rows is not None:
+            return self.rows[path].take(index, axis=0)
+        assert self.spilled is not None
+        return self.spilled.take(path, index)
+
+
+class Remains:
+    """Unfinished rows by environment and step.
+
+    Parameters
+    ----------
+    limit : bytes held in memory; beyond it the oldest pieces go to the spill log.
+    log : makes the spill log when it is first needed.
+
+    Attributes
+    ----------
+    memory_bytes, peak_bytes : held in memory now, and at most so far.
+    """
+
+    def __init__(self, num_envs: int, limit: int, log: Callable[[], SpillLog]) -> None:
+        self.limit = limit
+        self.memory_bytes = 0
+        self.peak_bytes = 0
+        self.spilled_rows = 0
+        self._num_envs = num_envs
+        self._make_log = log
+        self._log: SpillLog | None = None
+        self._pieces: list[_Piece] = []
+
+    def add(self, first: int, stop: int, envs: Ints, begin: Ints, rows: Mapping[str, Array]) -> None:
+        """Take rows of steps ``[first, stop)``: of each of ``envs`` those from ``begin`` on, one environment's together."""
+        piece = _Piece(first, stop, envs, begin, stop - begin, self._num_envs)
+        piece.rows = dict(rows)
+        self._pieces.append(piece)
+        self._count(piece.nbytes)
+        while self.memory_bytes > self.limit:
+            self._spill(next(piece for piece in self._pieces if piece.rows is not None))
+
+    def take(self, path: str, env: Ints, step: Ints, out: Array) -> None:
+        """Fill ``out`` (n, *shape) with one field's rows."""
+        if len(self._pieces) == 1:
+            piece = self._pieces[0]
+            out[...] = piece.take(path, piece.offset[env] + step - piece.begin[env])
+            return
+        number = np.searchsorted([piece.first for piece in self._pieces], step, side="right") - 1
+        for i in np.unique(number).tolist():
+            piece = self._pieces[i]
+            mine = np.flatnonzero(number == i)
+            out[mine] = piece.take(path, piece.offset[env[mine]] + step[mine] - piece.begin[env[mine]])
+
+    def drop(self, envs: Ints) -> None:
+        """Forget the rows of environments whose episode has been taken."""
+        kept = []
+        for piece in self._pieces:
+            held = envs[piece.offset[envs] >= 0]
+            piece.live -= int(piece.count[held].sum())
+            piece.offset[held] = -1
+            piece.count[held] = 0
+            if not piece.live:
+                self._forget(piece)
+                continue
+            if piece.live * (_DEAD_IN_MEMORY if piece.rows is not None else _DEAD_ON_DISK) < piece.total:
+                self._rewrite(piece)
+            kept.append(piece)
+        self._pieces = kept
+
+    def close(self) -> None:
+        self._pieces = []
+        self.memory_bytes = 0
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def figures(self) -> dict[str, int]:
+        log = self._log
+        return {
+            "unfinished_bytes": self.memory_bytes,
+            "unfinished_peak_bytes": self.peak_bytes,
+            "spilled_bytes": log.written_bytes if log else 0,
+        }
+
+    def _count(self, change: int) -> None:
+        self.memory_bytes += change
+        self.peak_bytes = max(self.peak_bytes, self.memory_bytes)
+
+    def _forget(self, piece: _Piece) -> None:
+        self._count(-piece.nbytes)
+        if piece.spilled is not None:
+            piece.spilled.remove()
+
+    def _spill(self, piece: _Piece) -> None:
+        assert piece.rows is not None
+        if self._log is None:
+            self._log = self._make_log()
+        envs = np.flatnonzero(piece.offset >= 0)
+        about = {"envs": envs.tolist(), "begin": piece.begin[envs].tolist(), "count": piece.count[envs].tolist()}
+        about["offset"] = piece.offset[envs].tolist()
+        spilled = self._log.write(piece.rows, about)
+        self._count(-piece.nbytes)
+        piece.rows, piece.spilled = None, spilled
+
+    def _rewrite(self, piece: _Piece) -> None:
+        """Leave out the rows that nobody wants any more."""
+        envs = np.flatnonzero(piece.offset >= 0)
+        count = piece.count[envs]
+        offset = np.cumsum(count) - count
+        index = np.repeat(piece.offset[envs] - offset, count) + np.arange(piece.live)
+        paths = list(piece.rows) if piece.rows is not None else piece.spilled.paths if piece.spilled else []
+        rows = {path: piece.take(path, index) for path in paths}
+        self._forget(piece)
+        on_disk = piece.spilled is not None
+        piece.rows, piece.spilled, piece.total = rows, None, piece.live
+        piece.offset[envs] = offset
+        self._count(piece.nbytes)
+        if on_disk:
+            self._spill(piece)

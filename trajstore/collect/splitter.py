@@ -1,0 +1,236 @@
+"""Takes steps out of the ring: episodes that have ended go to the writer, rows of those that have not are set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trajstore.collect.boundaries import GIVEN, Boundaries, Episodes
+from trajstore.collect.remains import Remains
+from trajstore.collect.ring import Ring
+from trajstore.collect.scratch import SpillLog
+from trajstore.errors import SchemaError
+from trajstore.writer import Writer
+
+Array = np.ndarray[Any, Any]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+# Slots of the ring that are no fields of their own; no user's field can begin so.
+ACTIVE, FRESH, COLUMN, FINAL = ".active", ".fresh", ".column/", ".final/"
+FLAGS = ("terminated", "truncated")
+_GROUP_BYTES = 16 << 20  # of rows handed to the writer at once
+
+
+@dataclass(frozen=True)
+class Given:
+    """Final observations that were given with one step: ``rows[path][i]`` is that of ``envs[i]``, ascending."""
+
+    envs: Ints
+    rows: Mapping[str, Array]
+
+
+class Splitter:
+    """Runs in the recorder's thread; the caller's only reads ``tail``.
+
+    Parameters
+    ----------
+    boundary : fields with an observation after the last step, by the names at the top.
+    memory_bytes : bound of the rows set aside in memory.
+    given : final observations by step; those that have been read are taken out.
+    append : takes fields, lengths and columns of many trajectories.
+
+    Attributes
+    ----------
+    tail : steps below it have left the ring.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        ring: Ring,
+        boundaries: Boundaries,
+        *,
+        boundary: tuple[str, ...],
+        flags: str,
+        memory_bytes: int,
+        given: dict[int, Given],
+        append: Callable[[Mapping[str, Array], Ints, Mapping[str, Array]], None],
+    ) -> None:
+        self.tail = 0
+        self.trajectories = 0
+        self.stored_steps = 0
+        self.remains = Remains(ring.num_envs, memory_bytes, lambda: SpillLog(writer.storage, writer.session))
+        self._append_to_writer = append
+        self._ring = ring
+        self._boundaries = boundaries
+        self._boundary = boundary
+        self._flags_as_fields = flags == "fields"
+        self._given = given
+
+    def fields(self) -> list[str]:
+        """Paths of what is stored as fields."""
+        hidden = () if self._flags_as_fields else FLAGS
+        return [path for path in self._ring.slots if not path.startswith(".") and path not in hidden]
+
+    def has_boundary(self, path: str) -> bool:
+        """Whether a field has a row after the last step."""
+        return any(path == name or path.startswith(f"{name}/") for name in self._boundary)
+
+    # -- steps to episodes -----------------------------------------------------------------------------------------
+
+    def scan(self, stop: int) -> Episodes:
+        """The episodes that end before step ``stop``, which is at most one chunk away (``next_stop``)."""
+        start = self._boundaries.scanned % self._ring.steps
+        rows = slice(start, start + stop - self._boundaries.scanned)
+        slots = self._ring.slots
+        return self._boundaries.scan(*(slots[path].array[rows] for path in (*FLAGS, ACTIVE, FRESH)))
+
+    def next_stop(self, limit: int) -> int:
+        """How far to scan at once: a quarter of the ring at most, and not beyond its end."""
+        first, steps = self._boundaries.scanned, self._ring.steps
+        return min(limit, first + max(steps // 4, 1), first - first % steps + steps)
+
+    def store(self, episodes: Episodes) -> None:
+        """Hand episodes to the writer, and forget their rows."""
+        if self._boundary:
+            self._check_given(episodes)
+            stored = episodes.shortened()
+        else:
+            stored = episodes
+        fields = self.fields()
+        row_bytes = sum(self._ring.slots[path].step_bytes for path in fields) // self._ring.num_envs
+        groups = np.cumsum(stored.lengths * row_bytes) // _GROUP_BYTES
+        for group in np.split(np.arange(len(stored)), np.flatnonzero(np.diff(groups)) + 1):
+            if len(group):
+                self._append(stored[group], fields)
+        if len(episodes):
+            self.remains.drop(np.unique(episodes.env))
+        for step in [step for step in list(self._given) if step < self._boundaries.scanned]:
+            del self._given[step]
+
+    def _append(self, episodes: Episodes, fields: list[str]) -> None:
+        rows = _Rows(episodes, 0)
+        longer = _Rows(episodes, 1)
+        values = {}
+        for path in fields:
+            final = self.has_boundary(path)
+            values[path] = self._gather(path, longer if final else rows)
+            if final:
+                self._put_given(path, values[path], longer, episodes)
+        if self._flags_as_fields:
+            ends = np.cumsum(episodes.lengths) - 1
+            values["terminated"][ends] = episodes.terminated
+            values["truncated"][ends] = episodes.truncated
+        self._append_to_writer(values, episodes.lengths, self._columns(episodes))
+        self.trajectories += len(episodes)
+        self.stored_steps += int(episodes.lengths.sum())
+
+    def _columns(self, episodes: Episodes) -> dict[str, Array]:
+        columns: dict[str, Array] = {"env": episodes.env.astype(np.int32)}
+        if not self._flags_as_fields:
+            columns |= {"terminated": episodes.terminated, "truncated": episodes.truncated}
+        index = episodes.last % self._ring.steps * self._ring.num_envs + episodes.env
+        for path in self._ring.slots:
+            if path.startswith(COLUMN):
+                columns[path[len(COLUMN) :]] = self._ring.take(path, index)
+        return columns
+
+    def _gather(self, path: str, rows: _Rows) -> Array:
+        ring, slot = self._ring, self._ring.slots[path]
+        inside = rows.step >= self.tail
+        index = rows.step % ring.steps * ring.num_envs + rows.env
+        if inside.all():
+            return ring.take(path, index)
+        out = np.empty((len(index), *slot.spec.shape), slot.array.dtype)
+        here = np.flatnonzero(inside)
+        if len(here):
+            out[here] = ring.take(path, index[here])
+        aside = np.flatnonzero(~inside)
+        taken = np.empty((len(aside), *slot.spec.shape), slot.array.dtype)
+        self.remains.take(path, rows.env[aside], rows.step[aside], taken)
+        out[aside] = taken
+        return out
+
+    # -- final observations ----------------------------------------------------------------------------------------
+
+    def _check_given(self, episodes: Episodes) -> None:
+        wanted = episodes.final == GIVEN
+        if any(path.startswith(FINAL) for path in self._ring.slots) or not wanted.any():
+            return
+        missing = set(np.unique(episodes.last[wanted]).tolist()) - set(self._given)
+        if missing:
+            raise SchemaError(
+                f"{len(missing)} steps ended episodes without final_obs", hint="give it with the step, or record 'T'"
+            )
+
+    def _put_given(self, path: str, values: Array, rows: _Rows, episodes: Episodes) -> None:
+        wanted = np.flatnonzero(episodes.final == GIVEN)
+        if not len(wanted):
+            return
+        slot = self._ring.slots.get(f"{FINAL}{path}")
+        if slot is not None:
+            index = episodes.last[wanted] % self._ring.steps * self._ring.num_envs + episodes.env[wanted]
+            values[rows.ends[wanted]] = self._ring.take(slot.path, index)
+            return
+        for step in np.unique(episodes.last[wanted]).tolist():
+            mine = wanted[episodes.last[wanted] == step]
+            given = self._given[step]
+            if path not in given.rows:
+                raise SchemaError(f"final_obs has no {path!r}")
+            values[rows.ends[mine]] = given.rows[path][np.searchsorted(given.envs, episodes.env[mine])]
+
+    # -- making room -----------------------------------------------------------------------------------------------
+
+    def release(self, head: int) -> bool:
+        """Let steps leave the ring: those that no episode needs, and, while it is more than half full, the oldest."""
+        before = self.tail
+        running = self._boundaries.running
+        scanned = self._boundaries.scanned
+        oldest = int(self._boundaries.start[running].min()) if running.any() else scanned
+        # A later row may tell that an episode ended two rows before what was scanned, and its columns are read there.
+        scanned -= 2
+        self.tail = max(self.tail, min(oldest, scanned))
+        half = self._ring.steps // 2
+        if head - self.tail > half:
+            stop = min(scanned, self.tail + half)
+            if stop > self.tail:
+                self._set_aside(stop)
+                self.tail = stop
+        return self.tail > before
+
+    def _set_aside(self, stop: int) -> None:
+        boundaries, ring = self._boundaries, self._ring
+        envs = np.flatnonzero(boundaries.running & (boundaries.start < stop))
+        if not len(envs):
+            return
+        begin = np.maximum(boundaries.start[envs], self.tail)
+        env, step = _spread(envs, begin, stop - begin)
+        index = step % ring.steps * ring.num_envs + env
+        self.remains.add(self.tail, stop, envs, begin, {path: ring.take(path, index) for path in self.fields()})
+
+    def close(self) -> None:
+        self.remains.close()
+
+
+class _Rows:
+    """Environment and step of each row of episodes, end to end; ``extra`` rows more after each.
+
+    ends : position of each episode's last row.
+    """
+
+    def __init__(self, episodes: Episodes, extra: int) -> None:
+        lengths = episodes.lengths + extra
+        self.env, self.step = _spread(episodes.env, episodes.first, lengths)
+        self.ends = np.cumsum(lengths) - 1
+        if extra:
+            # The row after a last step whose observation was given holds another episode's: any row will do.
+            given = episodes.final == GIVEN
+            self.step[self.ends[given]] -= 1
+
+
+def _spread(env: Ints, first: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    starts = np.cumsum(lengths) - lengths
+    return np.repeat(env, lengths), np.repeat(first - starts, lengths) + np.arange(int(lengths.sum()))
