@@ -334,8 +334,8 @@ class _Import:
         for source in self._sources:
             for name in ("unlisted", "missing", "temporaries", "notes"):
                 getattr(report, name).extend(getattr(source, name))
-        counts = [int(count) for s in self._sources if _is_int(count := s.manifest.get("num_tasks_collected"))]
-        if len(counts) == len(self._sources):
+        counts: list[Any] = [source.manifest.get("num_tasks_collected") for source in self._sources]
+        if all(map(_is_int, counts)):
             report.manifest_routes = sum(counts)
         self._progress_of(recorder)
 
