@@ -20,7 +20,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     (
         "format: pure, no I/O",
         {"__about__", "checksum", "errors", "expression", "intervals", "layout", "operands", "progress", "schema"}
-        | {"typedjson", "union"},
+        | {"typedjson", "union", "versions"},
     ),
     ("plan: chunk shape and codec for each field, and what a commit says of them", {"encoding", "manifest"}),
     ("media: bytes by key, durable; the bytes of a shard", {"config", "hdf5storage", "history", "publish", "shard", "storage"}),
@@ -31,6 +31,7 @@ FLOORS: list[tuple[str, set[str]]] = [
             "arraywriter",
             "batch",
             "commit",
+            "crew",
             "device",
             "gather",
             "index",
@@ -53,7 +54,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     ),
     (
         "edges: one foreign library or format each",
-        {"checkpoint", "collect", "dask", "exporters", "importers", "monitor", "torch", "view"},
+        {"checkpoint", "collect", "dask", "exporters", "importers", "monitor", "run", "torch", "view"},
     ),
     ("compat: other systems' names, made of what stands below", {"compat", "demo"}),
     ("command line", {"cli"}),
@@ -65,11 +66,11 @@ STRANGERS_IN = {"compat", "exporters", "importers"}
 
 # Optional packages, and the only rooms that import them; a room may be one file of a package.
 HEAVY = {
-    "ale_py": {"cli"},
+    "ale_py": {"demo"},
     "click": {"cli", "compat"},
     "dask": {"dask", "tasks", "verify"},
     "distributed": {"dask", "tasks", "verify"},
-    "gymnasium": {"cli", "collect"},
+    "gymnasium": {"cli", "collect", "demo"},
     "h5py": {"exporters", "hdf5storage", "importers"},
     "lz4": {"compat.navrl"},
     "matplotlib": {"checkpoint.plot"},
@@ -77,7 +78,7 @@ HEAVY = {
     "rich": {"cli"},
     "torch": {"checkpoint", "collect", "compat", "torch"},
     "xarray": {"view"},
-    "zarr": {"view"},
+    "zarr": {"demo", "view"},
 }
 
 # Of `os`, what touches no file; files belong to storage.
@@ -85,7 +86,7 @@ NO_FILES = {
     *("close", "cpu_count", "environ", "fspath", "getpid", "getppid", "kill", "pipe", "read", "register_at_fork"),
     *("sched_getaffinity", "set_blocking", "set_inheritable", "urandom", "write", "PathLike"),
 }
-FILES_IN = {"storage", "config"}  # config hashes what the user names in it, which is no part of a store
+FILES_IN = {"storage", "config", "hdf5storage"}  # config hashes what the user names in it, which is no part of a store
 FILE_MODULES = {"fcntl", "glob", "mmap", "pathlib", "shutil", "tempfile"}
 
 MODULES = {
