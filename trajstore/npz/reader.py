@@ -169,11 +169,15 @@ class NpzReader:
         """The elements of an object array, as many as its shape says."""
         given = 0
         with self._opened(name) as (file, member):
-            unpickler = Unpickler(self._stream(file, member))
+            stream = self._stream(file, member)
+            unpickler = Unpickler(stream)
             for element in unpickler.elements(blocks=blocks):
-                yield element
                 given += len(element.values) if type(element) is Block else 1
-            self._drain(file, name)
+                if given > math.prod(member.shape):
+                    break
+                yield element
+            else:
+                self._drain(file, name, stream)
             if unpickler.shape != member.shape or given != math.prod(member.shape):
                 raise CorruptionError(
                     f"{self._place(name)} holds {given} elements of shape {unpickler.shape}, "
@@ -189,8 +193,9 @@ class NpzReader:
                     f"are more than the {_MAX_WHOLE:,} that are loaded at once",
                     hint="load it with numpy where memory suffices, and save it in smaller files",
                 )
-            value = Unpickler(self._stream(file, member)).load()
-            self._drain(file, name)
+            stream = self._stream(file, member)
+            value = Unpickler(stream).load()
+            self._drain(file, name, stream)
         if not isinstance(value, np.ndarray) or value.shape != member.shape:
             raise CorruptionError(f"{self._place(name)} holds no array of shape {member.shape}", hint=_HINT)
         return value
@@ -227,9 +232,9 @@ class NpzReader:
             target[done : done + len(data)] = data
             done += len(data)
 
-    def _drain(self, file: IO[bytes], name: str) -> None:
+    def _drain(self, file: IO[bytes], name: str, stream: Stream | None = None) -> None:
         """Read to the end, which is where zipfile compares the checksum."""
-        if file.read(1):
+        if file.read(1) or (stream is not None and stream.ahead):
             raise CorruptionError(f"{self._place(name)} has bytes beyond its end", hint=_HINT)
 
     def _stream(self, file: IO[bytes], member: Member) -> Stream:
@@ -253,7 +258,7 @@ class NpzReader:
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise FormatError(f"{self._place(name)} is encrypted or in a compression that NumPy does not write")
         try:
-            with self._zip.open(info) as file:
+            with self._open(info) as file:
                 yield file, self._header(file, info)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise CorruptionError(f"{self._place(name)} is cut off or damaged: {error}", hint=_HINT) from error
@@ -261,6 +266,12 @@ class NpzReader:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"could not read {self._place(name)}: {error.strerror}", errno=error.errno) from error
+
+    def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
+        try:
+            return self._zip.open(info)
+        except (NotImplementedError, RuntimeError, UnicodeDecodeError) as error:  # encryption, patches, noise
+            raise FormatError(f"{self.path}, key {info.filename[:-4]!r}: {error}") from error
 
     def _header(self, file: IO[bytes], info: zipfile.ZipInfo) -> Member:
         name = info.filename[:-4]

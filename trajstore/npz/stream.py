@@ -37,6 +37,11 @@ class Stream:
         """Bytes taken so far."""
         return self._before + self._at
 
+    @property
+    def ahead(self) -> int:
+        """Bytes read and not taken."""
+        return len(self._buffer) - self._at
+
     def byte(self) -> int:
         if self._at == len(self._buffer):
             self._refill()
