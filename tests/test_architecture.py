@@ -49,8 +49,8 @@ FLOORS: list[tuple[str, set[str]]] = [
         "operations: on whole datasets and files",
         {"compact", "merge", "npz", "receipt", "routes", "verify"}
         | {"damage", "info", "shardcheck", "tablecheck"}
-        | {"assembly", "delete", "derive", "heritage", "move", "plan", "split", "tasks"}
-        | {"samples"},
+        | {"amendment", "assembly", "delete", "derive", "heritage", "move", "plan", "split", "tasks"}
+        | {"cutting", "replay", "replayindex", "samples"},
     ),
     (
         "edges: one foreign library or format each",

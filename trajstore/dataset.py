@@ -186,6 +186,13 @@ class Dataset:
                 variables[name] = ((clock, *inner), self.steps[path].to_dask())
         return xarray.Dataset(variables, {"trajectory": (clock, number), "step": (clock, step)})
 
+    @property
+    def deleted(self) -> Dataset:
+        """The trajectories that were deleted and could be undeleted still."""
+        rows = [snapshot.set("deleted") & snapshot.set("rows") for snapshot in self._snapshots]
+        part = np.repeat(np.arange(len(rows), dtype=np.int64), [len(deleted) for deleted in rows])
+        return self._select(part, np.concatenate([deleted.first(len(deleted)) for deleted in rows]))
+
     def refresh(self) -> Dataset:
         """The same stores as they are now; a selection stays the selection it was."""
         if self._row is None:

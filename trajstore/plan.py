@@ -13,6 +13,7 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.encoding import field_layout
+from trajstore.errors import SchemaError
 from trajstore.intervals import IntervalSet
 from trajstore.layout import ArrayLayout, Codec
 from trajstore.manifest import Shard
@@ -150,6 +151,11 @@ def plan(
         chosen = np.arange(len(dataset.snapshots))
     snapshots = tuple(dataset.snapshots[p] for p in chosen.tolist())
     part = np.searchsorted(chosen, part)
+    if not rewrite and len(np.unique(part * (row.max(initial=0) + 1) + row)) < len(part):
+        raise SchemaError(
+            "a trajectory is chosen more than once, and no two can share their rows",
+            hint="pass rewrite=True: each then gets rows of its own",
+        )
     union = unite([s.manifest.schema for s in snapshots], [s.place for s in snapshots], fill)
     sources = [_Source(snapshot) for snapshot in snapshots]
     groups = [np.flatnonzero(part == p) for p in range(len(snapshots))]
