@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import trajstore
+from trajstore.cutting import Transitions
 from trajstore.errors import NotFoundError, SchemaError
-from trajstore.samples import TrajectorySamples, TransitionSamples, WindowSamples, nested
+from trajstore.samples import CutSamples, TrajectorySamples, nested
 from trajstore.windows import Window
 
 LENGTHS = (7, 1, 12, 3, 30, 2)
@@ -48,7 +49,7 @@ EPISODES = [episode(length, number) for number, length in enumerate(LENGTHS)]
 
 
 def test_steps(dataset: trajstore.Dataset) -> None:
-    samples = WindowSamples(dataset, columns=["level"])
+    samples = CutSamples(dataset, columns=["level"])
     assert len(samples) == sum(LENGTHS)
     assert set(samples.fields) == {"obs", "curr/image", "action", "reward", "terminated"}
     batch = samples.get(np.arange(len(samples)))
@@ -64,7 +65,7 @@ def test_steps(dataset: trajstore.Dataset) -> None:
 @pytest.mark.parametrize("pad", ["repeat", "zero"])
 def test_padded_windows(dataset: trajstore.Dataset, pad: str) -> None:
     window = Window(4, stride=2, dilation=2, before=3, after=5, pad=pad)
-    samples = WindowSamples(dataset, window, fields=["action", "obs"])
+    samples = CutSamples(dataset, window, fields=["action", "obs"])
     numbers = np.random.default_rng(1).permutation(len(samples))
     batch = samples.get(numbers)
     trajectories, anchors = samples.locate(numbers)
@@ -81,7 +82,7 @@ def test_padded_windows(dataset: trajstore.Dataset, pad: str) -> None:
 
 
 def test_a_window_holds_one_trajectory_only(dataset: trajstore.Dataset) -> None:
-    samples = WindowSamples(dataset, Window(3), fields=["action"])
+    samples = CutSamples(dataset, Window(3), fields=["action"])
     actions = samples.get(np.arange(len(samples)))["action"]
     assert len(actions) == sum(max(n - 2, 0) for n in LENGTHS)
     assert (np.diff(actions, axis=1) == 1).all()
@@ -89,7 +90,7 @@ def test_a_window_holds_one_trajectory_only(dataset: trajstore.Dataset) -> None:
 
 def test_fields_with_offsets_of_their_own(dataset: trajstore.Dataset) -> None:
     window = Window(offsets={"obs": (-1, 0), "action": range(3)}, before=1, after=2)
-    samples = WindowSamples(dataset, window, fields=["obs", "action", "reward"])
+    samples = CutSamples(dataset, window, fields=["obs", "action", "reward"])
     assert len(samples) == sum(LENGTHS)
     batch = samples.get(np.arange(7))
     assert {path: values.shape[:2] for path, values in batch.items() if "mask" not in path} == {
@@ -99,12 +100,12 @@ def test_fields_with_offsets_of_their_own(dataset: trajstore.Dataset) -> None:
     assert batch["mask/action"][5].tolist() == [True, True, False]
     assert batch["action"][6].tolist() == [6, 6, 6]
     with pytest.raises(NotFoundError, match="no field 'reward' among"):
-        WindowSamples(dataset, Window(offsets={"reward": (0,)}), fields=["obs"])
+        CutSamples(dataset, Window(offsets={"reward": (0,)}), fields=["obs"])
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_transitions(dataset: trajstore.Dataset, n: int) -> None:
-    samples = TransitionSamples(dataset, observations=["obs"], n=n, discount=0.9, fields=["action"])
+    samples = CutSamples(dataset, Transitions(("obs",), n, 0.9))
     batch = samples.get(np.arange(len(samples)))
     row = 0
     for of, length in zip(EPISODES, LENGTHS):
@@ -120,7 +121,7 @@ def test_transitions(dataset: trajstore.Dataset, n: int) -> None:
 
 
 def test_after_a_truncation_no_observation_is_made_up(dataset: trajstore.Dataset) -> None:
-    samples = TransitionSamples(dataset, observations=["curr/image"], n=3, discount=1.0)
+    samples = CutSamples(dataset, Transitions("curr/image", 3, 1.0))
     of_each = np.bincount(samples.trajectory_of(np.arange(len(samples))), minlength=6)
     assert of_each.tolist() == [6, 1, 11, 3, 29, 2]  # the even ones were truncated
     batch = samples.get([4, 5])  # of the first one's seven steps, the fifth and the sixth
@@ -141,7 +142,7 @@ def test_whole_trajectories(dataset: trajstore.Dataset) -> None:
 
 
 def test_weights(dataset: trajstore.Dataset) -> None:
-    samples = WindowSamples(dataset)
+    samples = CutSamples(dataset)
     assert (samples.weights("level") == np.repeat(range(6), LENGTHS)).all()
     assert (samples.weights("success & (length > 1)") == np.repeat([0, 0, 0, 1, 0, 1], LENGTHS)).all()
     assert (samples.weights(np.arange(6)) == np.repeat(range(6), LENGTHS)).all()
@@ -156,35 +157,35 @@ def test_a_trajectory_without_a_field_gives_no_samples_of_it(tmp_path: Path) -> 
             extra = np.full(5, number) if number != 1 else None
             writer.append({"action": np.arange(5), "extra": extra})
     dataset = trajstore.open(tmp_path / "s")
-    assert len(WindowSamples(dataset, fields=["action"])) == 15
-    samples = WindowSamples(dataset, fields=["action", "extra"])
+    assert len(CutSamples(dataset, fields=["action"])) == 15
+    samples = CutSamples(dataset, fields=["action", "extra"])
     assert samples.get(np.arange(len(samples)))["extra"].tolist() == [0] * 5 + [2] * 5
     assert TrajectorySamples(dataset).get([0, 1])["count/extra"].tolist() == [5, 0]
 
 
 def test_what_cannot_be_sampled_is_said(dataset: trajstore.Dataset, tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="'note' holds string"):
-        WindowSamples(dataset, fields=["note"])
+        CutSamples(dataset, fields=["note"])
     with pytest.raises(NotFoundError, match="no field 'obz'"):
-        WindowSamples(dataset, fields=["obz"])
+        CutSamples(dataset, fields=["obz"])
     with trajstore.create(tmp_path / "s") as writer:
         writer.append({"action": np.arange(5), "mask": np.arange(5), "odd": np.arange(3)})
         writer.append({"action": np.arange(5), "mask": np.arange(5), "odd": np.arange(4)})
     ragged = trajstore.open(tmp_path / "s")
     with pytest.raises(SchemaError, match="called 'mask' has no place"):
-        WindowSamples(ragged)
-    assert list(WindowSamples(ragged, fields=["action"]).fields) == ["action"]
+        CutSamples(ragged)
+    assert list(CutSamples(ragged, fields=["action"]).fields) == ["action"]
     with pytest.raises(NotFoundError, match="does not say which of its rows"):
-        WindowSamples(ragged, fields=["odd"]).get([0])
+        CutSamples(ragged, fields=["odd"]).get([0])
 
 
 def test_samples_pickle_and_know_what_they_are(dataset: trajstore.Dataset) -> None:
-    samples = WindowSamples(dataset, Window(3, before=1), fields=["action"])
+    samples = CutSamples(dataset, Window(3, before=1), fields=["action"])
     copy = pickle.loads(pickle.dumps(samples))
     assert copy.identity == samples.identity
     assert (copy.get([3, 1])["action"] == samples.get([3, 1])["action"]).all()
-    assert WindowSamples(dataset[:4], Window(3, before=1)).identity != samples.identity
-    assert WindowSamples(dataset, Window(3)).identity != samples.identity
+    assert CutSamples(dataset[:4], Window(3, before=1)).identity != samples.identity
+    assert CutSamples(dataset, Window(3)).identity != samples.identity
 
 
 def test_nested() -> None:

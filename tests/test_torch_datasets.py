@@ -27,6 +27,7 @@ from trajstore.torch import (  # noqa: E402
     Stream,
     TrajectoryDataset,
     TransitionDataset,
+    Transitions,
     Window,
     WindowDataset,
     collate,
@@ -104,7 +105,7 @@ def test_windows_transitions_and_a_transform(store: Path) -> None:
     batch = windows.batch([0, 1])
     assert batch["action"].tolist() == [[0, 0, 1, 2], [0, 1, 2, 3]]
     assert batch["mask"].tolist() == [[False, True, True, True], [True] * 4]
-    moves = TransitionDataset(dataset, observations=["obs/image"], n=2, discount=0.5, transform=lambda b: b["next"])
+    moves = TransitionDataset(dataset, Transitions("obs/image", 2, 0.5), transform=lambda b: b["next"])
     assert moves.batch([0])["obs"]["image"].shape == (1, 3, 4, 4)
     scaled = StepDataset(dataset, fields=["action"], transform=lambda b: {"action": b["action"] * 2})
     assert actions([scaled.batch([3])]) == [6]

@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from trajstore.cutting import MASK, Cut, Shape, known_clock
 from trajstore.dataset import Dataset
 from trajstore.errors import NotFoundError, SchemaError
 from trajstore.expression import Expression
 from trajstore.gather import ArrayReader
 from trajstore.index import spans
-from trajstore.schema import Clock
-from trajstore.windows import Bools, Ints, Window, WindowIndex, returns_of_n_steps, ticks
+from trajstore.windows import Ints, WindowIndex
 
 Array = np.ndarray[Any, Any]
-
-MASK = "mask"
 
 
 class FieldRows:
@@ -56,18 +54,8 @@ class FieldRows:
             raw = bits and own.dtype == "bfloat16"
             self._readers.append(snapshot.reader(own.array) if raw else snapshot.field(path))
             clocks.add(snapshot.manifest.schema.clocks[str(own.clock)])
-        self.clock = self._known(clocks, dataset.lengths)
+        self.clock = known_clock(clocks, self.counts, dataset.lengths)
         self.array_dtype = next(reader.dtype for reader in self._readers if reader is not None)
-
-    def _known(self, clocks: set[Clock], lengths: Ints) -> Clock:
-        if clocks == {Clock("main")}:
-            return Clock("main")
-        there = self.counts >= 0
-        if bool((self.counts == lengths)[there].all()):
-            return Clock("main")
-        if bool((self.counts == lengths + 1)[there].all()):
-            return Clock("last_row_extra")
-        return clocks.pop() if len(clocks) == 1 else Clock("none")
 
     def take(self, trajectories: Ints, rows: Ints) -> Array:
         """Row ``rows[i]`` of trajectory ``trajectories[i]``, (n, *shape)."""
@@ -198,41 +186,35 @@ class Samples:
         return {name: values[trajectories] for name, values in self._columns.items()}
 
 
-class WindowSamples(Samples):
-    """Windows of a fixed number of steps, never across a trajectory's ends; or single steps, without a ``window``.
+class CutSamples(Samples):
+    """Samples of fixed shape: windows, transitions, or single steps; never across a trajectory's ends.
 
-    A batch holds each field as (n, h, *shape), as (n, *shape) of single steps. Where windows may stick out of their
-    trajectory, ``mask`` tells which rows are real: (n, h) bool; where fields have offsets of their own,
-    ``mask/<field>`` for each. A trajectory without one of the fields gives no samples.
+    A batch holds each field as (n, h, *shape) of windows, as (n, *shape) of single steps. Where windows may stick out
+    of their trajectory, ``mask`` tells which rows are real: (n, h) bool; where fields have offsets of their own,
+    ``mask/<field>`` for each. What transitions hold: see ``Transitions``. A trajectory without one of the fields gives
+    no samples.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        window: Window | None = None,
+        shape: Shape = None,
         *,
         fields: Sequence[str] | None = None,
         columns: Sequence[str] = (),
         bits: bool = False,
     ) -> None:
         self.dataset = dataset
-        self._arguments = {"window": window, "fields": fields, "columns": columns, "bits": bits}
+        self._arguments = {"shape": shape, "fields": fields, "columns": columns, "bits": bits}
         self._start()
 
     def _start(self) -> None:
+        self._cut = Cut(self._arguments["shape"])
+        self._reserved = self._cut.reserved
         super()._start()
-        self._single = self._arguments["window"] is None
-        self.window: Window = self._arguments["window"] or Window()
-        if unknown := set(self.window.offsets or ()) - set(self.fields):
-            raise NotFoundError(f"there is no field {unknown.pop()!r} among those to read")
-        self._index = WindowIndex(self.window, self._usable())
-
-    def _usable(self) -> Ints:
-        """Steps of each trajectory that windows may be cut from."""
-        usable = self.lengths.copy()
-        for rows in self.fields.values():
-            usable[rows.counts < 0] = 0
-        return usable
+        self._cut.check(self.fields)
+        self._usable = self._cut.usable(self.fields, self.lengths, np.arange(len(self.dataset), dtype=np.int64))
+        self._index = WindowIndex(self._cut.window, self._usable)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -246,119 +228,11 @@ class WindowSamples(Samples):
 
     def _read(self, numbers: Ints) -> dict[str, Array]:
         trajectories, anchors = self._index.locate(numbers)
-        batch = self._of_columns(trajectories)
-        lengths = self.lengths[trajectories]
-        for path, rows in self.fields.items():
-            steps = self.window.steps(path, anchors)
-            values, real = _take(rows, trajectories, *ticks(rows.clock, steps, lengths, rows.counts[trajectories]))
-            if self.window.pad == "zero":
-                values[~real] = 0
-            if self.window.before or self.window.after:
-                batch[f"{MASK}/{path}" if self.window.offsets else MASK] = real
-            batch[path] = values[:, 0] if self._single and real.shape[1] == 1 else values
-        return batch
+        batch = self._cut.read(self.fields, self.lengths, self._usable, trajectories, anchors)
+        return batch | self._of_columns(trajectories)
 
     def _describe(self) -> str:
-        return repr(self._arguments["window"])
-
-
-class TransitionSamples(Samples):
-    """Single steps with what came of them: n-step returns and the observations after them.
-
-    A batch holds each field at the step, (n, *shape), and: under ``reward``'s name the discounted sum of the rewards
-    of up to ``n`` steps; ``next/<observation>`` the observation after them; ``discount`` what the value of that
-    observation is multiplied by: ``discount ** steps``, 0 where the trajectory has terminated before.
-
-    Parameters
-    ----------
-    observations : fields that are also given as they are after the step.
-    reward, terminated : names of these fields.
-
-    Notes
-    -----
-    Where observations have as many rows as steps (and not one more), the one after a truncated trajectory's last step
-    was not recorded: returns stop before that step, which is no sample itself. After a termination none is needed.
-    """
-
-    _reserved = ("next", "discount")
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        observations: Sequence[str],
-        n: int = 1,
-        discount: float = 0.99,
-        reward: str = "reward",
-        terminated: str = "terminated",
-        fields: Sequence[str] | None = None,
-        columns: Sequence[str] = (),
-        bits: bool = False,
-    ) -> None:
-        if n < 1:
-            raise SchemaError(f"a return of {n} steps")
-        self.dataset = dataset
-        self._arguments = {
-            **{"observations": tuple(observations), "n": n, "discount": discount, "reward": reward},
-            **{"terminated": terminated, "fields": fields, "columns": columns, "bits": bits},
-        }
-        self._start()
-
-    def _start(self) -> None:
-        super()._start()
-        arguments = self._arguments
-        needed = (*arguments["observations"], arguments["reward"], arguments["terminated"])
-        for path in needed:
-            if path not in self.fields:
-                self.fields[path] = FieldRows(self.dataset, path, bits=arguments["bits"])
-        usable = self.lengths.copy()
-        for rows in self.fields.values():
-            usable[rows.counts < 0] = 0
-        self._all_after = all(self.fields[p].clock.relation == "last_row_extra" for p in arguments["observations"])
-        self._limit = usable
-        if not self._all_after:
-            there = np.flatnonzero(usable > 0)
-            ends = self.fields[arguments["terminated"]].take(there, usable[there] - 1).reshape(len(there), -1).any(1)
-            self._limit = usable.copy()
-            self._limit[there[~ends]] -= 1
-        self._index = WindowIndex(Window(), self._limit)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def trajectory_of(self, numbers: Ints) -> Ints:
-        return self._index.locate(numbers)[0]
-
-    def _read(self, numbers: Ints) -> dict[str, Array]:
-        arguments = self._arguments
-        trajectories, at = self._index.locate(numbers)
-        batch = self._of_columns(trajectories)
-        for path in self.fields:
-            batch[path] = self._at(path, trajectories, at)
-        steps = at[:, None] + np.arange(arguments["n"])
-        limit = self._limit[trajectories]
-        real = steps < limit[:, None]
-        inside = np.minimum(steps, limit[:, None] - 1)
-        many = np.repeat(trajectories, arguments["n"])
-        rewards = self._at(arguments["reward"], many, inside.reshape(-1))
-        ended = self._at(arguments["terminated"], many, inside.reshape(-1)).reshape(*real.shape, -1)
-        returned, count, factor = returns_of_n_steps(
-            rewards.reshape(len(at), arguments["n"]), real, np.any(ended, axis=2), arguments["discount"]
-        )
-        batch[arguments["reward"]] = returned.reshape(batch[arguments["reward"]].shape)
-        batch["discount"] = factor.astype(np.float32)
-        for path in arguments["observations"]:
-            batch[f"next/{path}"] = self._at(path, trajectories, at + count)
-        return batch
-
-    def _at(self, path: str, trajectories: Ints, steps: Ints) -> Array:
-        rows = self.fields[path]
-        place, real = ticks(rows.clock, steps[:, None], self.lengths[trajectories], rows.counts[trajectories])
-        values, _ = _take(rows, trajectories, place, real)
-        return values[:, 0] if place.shape[1] == 1 else values
-
-    def _describe(self) -> str:
-        return f"n-step {self._arguments['n']}, observations after the last: {self._all_after}"
+        return f"{self._cut.shape}, observations after the last: {self._cut.all_after(self.fields)}"
 
 
 class TrajectorySamples(Samples):
@@ -401,12 +275,6 @@ class TrajectorySamples(Samples):
             batch[path] = padded
             batch[f"count/{path}"] = counts
         return batch
-
-
-def _take(rows: FieldRows, trajectories: Ints, place: Ints, real: Bools) -> tuple[Array, Bools]:
-    n, h = place.shape
-    values = rows.take(np.repeat(trajectories, h) if h > 1 else trajectories, place.reshape(-1))
-    return values.reshape(n, h, *rows.shape), real
 
 
 def nested(batch: Mapping[str, Any]) -> dict[str, Any]:

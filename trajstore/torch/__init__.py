@@ -5,6 +5,7 @@ Importing this imports torch; nothing below it does.
 
 from __future__ import annotations
 
+from trajstore.cutting import Transitions
 from trajstore.sampler import Batches, Order, quality
 from trajstore.torch.datasets import StepDataset, Stream, TrajectoryDataset, TransitionDataset, WindowDataset
 from trajstore.torch.loader import Loader
@@ -19,6 +20,7 @@ __all__ = [
     "Stream",
     "TrajectoryDataset",
     "TransitionDataset",
+    "Transitions",
     "Window",
     "WindowDataset",
     "collate",

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from trajstore.cutting import Transitions
 from trajstore.dataset import Dataset
 from trajstore.sampler import Batches
-from trajstore.samples import Samples, TrajectorySamples, TransitionSamples, WindowSamples
+from trajstore.samples import CutSamples, Samples, TrajectorySamples
 from trajstore.torch.tensors import Fetched, each, to_tensordict, to_tensors
 from trajstore.windows import Window
 
@@ -89,7 +90,7 @@ class StepDataset(SampleDataset):
         tensordict: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        samples = WindowSamples(dataset, fields=fields, columns=columns, bits=True)
+        samples = CutSamples(dataset, fields=fields, columns=columns, bits=True)
         super().__init__(samples, tensordict=tensordict, transform=transform)
 
 
@@ -112,38 +113,24 @@ class WindowDataset(SampleDataset):
         transform: Transform | None = None,
     ) -> None:
         shape = Window(window) if isinstance(window, int) else window
-        samples = WindowSamples(dataset, shape, fields=fields, columns=columns, bits=True)
+        samples = CutSamples(dataset, shape, fields=fields, columns=columns, bits=True)
         super().__init__(samples, tensordict=tensordict, transform=transform)
 
 
 class TransitionDataset(SampleDataset):
-    """Steps with n-step returns and the observations after them; see ``samples.TransitionSamples``."""
+    """Steps with n-step returns and the observations after them; see ``Transitions``."""
 
     def __init__(
         self,
         dataset: Dataset,
+        transitions: Transitions,
         *,
-        observations: Sequence[str],
-        n: int = 1,
-        discount: float = 0.99,
-        reward: str = "reward",
-        terminated: str = "terminated",
         fields: Sequence[str] | None = None,
         columns: Sequence[str] = (),
         tensordict: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        samples = TransitionSamples(
-            dataset,
-            observations=observations,
-            n=n,
-            discount=discount,
-            reward=reward,
-            terminated=terminated,
-            fields=fields,
-            columns=columns,
-            bits=True,
-        )
+        samples = CutSamples(dataset, transitions, fields=fields, columns=columns, bits=True)
         super().__init__(samples, tensordict=tensordict, transform=transform)
 
 
