@@ -270,7 +270,7 @@ class NpzReader:
     def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
         try:
             return self._zip.open(info)
-        except (NotImplementedError, RuntimeError, UnicodeDecodeError) as error:  # encryption, patches, noise
+        except (NotImplementedError, RuntimeError, ValueError) as error:  # encryption, patches, impossible places
             raise FormatError(f"{self.path}, key {info.filename[:-4]!r}: {error}") from error
 
     def _header(self, file: IO[bytes], info: zipfile.ZipInfo) -> Member:
