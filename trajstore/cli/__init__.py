@@ -60,7 +60,7 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else DONE)
 
 
-@click.group(cls=Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("trajstore", cls=Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="trajstore", message="%(prog)s %(version)s")
 @click.option("--traceback", is_flag=True, help="With any command: show where in the code an error came from.")
 def main(traceback: bool) -> None:
@@ -83,7 +83,7 @@ def _report(error: BaseException, with_traceback: bool) -> int:
         return INTERRUPTED
     if isinstance(error, click.UsageError):
         name = error.ctx.command_path if error.ctx else "trajstore"
-        _say(error.format_message(), f"{name} --help")
+        _say(error.format_message(), getattr(error.__cause__, "hint", "") or f"{name} --help")
         return USAGE
     if isinstance(error, click.ClickException):
         _say(error.format_message())

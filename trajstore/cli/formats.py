@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import click
+from trajstore.cli.options import usage
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def recognise(path: str, kind: str, flag: str) -> str:
         if any(os.path.exists(os.path.join(path, marker)) for marker in known.markers):
             return name
     if kind == "importer" and not os.path.exists(path):
-        raise click.UsageError(f"there is nothing at {path}")
-    raise click.UsageError(f"which format {path} is cannot be told: pass {flag}, one of {', '.join(names(kind))}")
+        raise usage(f"there is nothing at {path}")
+    raise usage(f"which format {path} is cannot be told: pass {flag}, one of {', '.join(names(kind))}")
 
 
 def accepted(function: Callable[..., Any], given: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def accepted(function: Callable[..., Any], given: Mapping[str, Any], name: str) 
     options = {key: value for key, value in given.items() if value is not None}
     for key in options:
         if key not in known and not anything:
-            raise click.UsageError(f"the format {name} has no option {key!r}; it has {', '.join(sorted(known))}")
+            raise usage(f"the format {name} has no option {key!r}; it has {', '.join(sorted(known))}")
     return options
 
 
@@ -83,7 +83,7 @@ def more_options(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise click.UsageError(f"-o takes NAME=VALUE, not {pair!r}")
+            raise usage(f"-o takes NAME=VALUE, not {pair!r}")
         try:
             options[key.strip().replace("-", "_")] = json.loads(text)
         except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import numpy as np
 
-from trajstore.cli.options import json_option, one_of, option, store_argument
+from trajstore.cli.options import json_option, one_of, option, store_argument, usage
 from trajstore.cli.output import print_json, print_table
 
 
@@ -44,11 +44,11 @@ def ls(
     try:
         chosen = np.arange(len(dataset)) if where is None else dataset.matching(where)
     except (SchemaError, NotFoundError) as error:
-        raise click.BadParameter(str(error), param_hint="--where") from error
+        raise usage(f"--where: {error.message}") from error
     names = [name.strip() for name in columns.split(",")] if columns else [*dict.fromkeys([*dataset.columns, LENGTH])]
     for name in [*names, *([sort] if sort else [])]:
-        if name not in table:
-            raise click.BadParameter(f"there is no column {name!r}; there are {', '.join(table)}")
+        if name not in list(table):
+            raise usage(f"there is no column {name!r}; there are {', '.join(table)}")
     if sort is not None:
         chosen = chosen[np.argsort(table[sort][chosen], kind="stable")]
     if reverse:

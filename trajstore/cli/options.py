@@ -10,6 +10,11 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def usage(message: str) -> click.UsageError:
+    """Wrong usage of the command that runs."""
+    return click.UsageError(message, click.get_current_context(silent=True))
+
+
 def option(*names: str, **settings: Any) -> Callable[[F], F]:
     """``click.option`` under its names with dashes, and hidden under those with underscores."""
     long = [name for name in names if name.startswith("--")]
@@ -27,7 +32,7 @@ def one_of(name: str, argument: str | None, flag: str, given: str | None) -> str
     """The argument or the option that stands for it; a usage error for none, or both."""
     if (argument is None) == (given is None):
         what = "given twice" if given is not None else "missing"
-        raise click.UsageError(f"{name} is {what}: give it as an argument or as {flag}", click.get_current_context())
+        raise usage(f"{name} is {what}: give it as an argument or as {flag}")
     return str(argument if argument is not None else given)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from trajstore.cli import formats
-from trajstore.cli.options import json_option, one_of, option, progress_option
+from trajstore.cli.options import json_option, one_of, option, progress_option, usage
 from trajstore.cli.output import number, print_json, progress_bar, size
 
 
@@ -112,7 +112,7 @@ def export(
         try:
             dataset = dataset.where(where)
         except (SchemaError, NotFoundError) as error:
-            raise click.BadParameter(str(error), param_hint="--where") from error
+            raise usage(f"--where: {error.message}") from error
     with progress_bar("export", hidden=no_progress or as_json) as progress:
         count = function(dataset, path, progress=progress, **options)
     if as_json:
