@@ -31,6 +31,7 @@ from trajstore.ingest import Ingest
 from trajstore.intake import AbsentField, Checker, LateField, extend, flatten, infer
 from trajstore.intervals import IntervalSet
 from trajstore.layout import PRIVATE, Codec
+from trajstore.manifest import Manifest
 from trajstore.progress import Progress
 from trajstore.schema import Clock, Column, Field, Schema, check_name
 from trajstore.snapshot import Snapshot
@@ -385,6 +386,11 @@ class Writer:
         """Number of trajectories in the last commit."""
         head = self._session.head
         return head.counts["trajectories"] if head else 0
+
+    @property
+    def head(self) -> Manifest | None:
+        """The last commit; what a :class:`Snapshot` needs to read it. ``None`` before the first."""
+        return self._session.head
 
     @property
     def stats(self) -> dict[str, float]:
