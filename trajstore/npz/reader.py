@@ -70,6 +70,7 @@ class NpzReader:
         except BaseException:
             self._file.close()
             raise
+        self._size = os.fstat(self._file.fileno()).st_size
         self._infos = {i.filename[:-4]: i for i in self._zip.infolist() if i.filename.endswith(".npy")}
         self._members: dict[str, Member] = {}
 
@@ -249,6 +250,8 @@ class NpzReader:
         info = self._infos.get(name)
         if info is None:
             raise NotFoundError(f"{self.path} has no key {name!r}", hint=f"it has {', '.join(self.names) or 'none'}")
+        if not 0 <= info.header_offset < self._size or info.compress_size > self._size:
+            raise CorruptionError(f"{self._place(name)} lies beyond the file's end", hint=_HINT)
         if info.file_size > _MAX_RATIO * (info.compress_size + 1):
             raise CorruptionError(
                 f"{self._place(name)} declares {info.file_size:,} bytes out of {info.compress_size:,}, "
