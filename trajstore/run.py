@@ -25,6 +25,7 @@ from trajstore.history import History
 from trajstore.layout import PRIVATE
 from trajstore.publish import ensure_folder, publish_file
 from trajstore.storage import LocalStorage, Lock
+from trajstore.versions import library_versions
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -290,8 +291,6 @@ def _read(storage: LocalStorage) -> dict[str, Any]:
 
 
 def _facts(name: str, config: Mapping[str, Any] | None, notes: str) -> dict[str, Any]:
-    from trajstore.checkpoint.versions import library_versions
-
     git, diff = _git()
     return {
         "format": 1,

@@ -16,6 +16,7 @@ from typing import Any
 from trajstore.checkpoint import tensors
 from trajstore.checkpoint.arena import Arena, Plan, Staging, plan
 from trajstore.checkpoint.chunks import Pool
+from trajstore.checkpoint.folder import write_rules
 from trajstore.checkpoint.interrupt import Signals
 from trajstore.checkpoint.reading import Reader, verify_checkpoint
 from trajstore.checkpoint.record import Record
@@ -25,7 +26,6 @@ from trajstore.checkpoint.rng import rng_state, set_rng_state
 from trajstore.checkpoint.saving import Before, strip_checkpoint, structure_bytes, write_checkpoint
 from trajstore.checkpoint.shelf import HISTORY, LOCK, Checkpoint, Shelf, age, candidate
 from trajstore.checkpoint.tree import Extent, Flattening
-from trajstore.checkpoint.versions import library_versions, version_hint
 from trajstore.errors import (
     CorruptionError,
     FormatError,
@@ -39,6 +39,7 @@ from trajstore.history import History, plain
 from trajstore.layout import PRIVATE
 from trajstore.publish import ensure_folder, recover
 from trajstore.storage import LocalStorage, Lock, Storage
+from trajstore.versions import library_versions, version_hint
 
 Which = int | str | None
 List = list  # the class has a method of that name
@@ -189,6 +190,7 @@ class Checkpoints:
         for name, record in records.items():  # the newest comes last
             self._serial, self._parent = record.serial, record.uuid
             self._before = (name, record)
+        write_rules(self._storage, self._rules)
         self._thread = threading.Thread(target=_work, args=(weakref.ref(self), self._state), daemon=True)
         self._thread.start()
         self._signals.install(self._on_signal)

@@ -17,9 +17,10 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -51,12 +52,12 @@ from trajstore.checkpoint.retention import Retention, select
 from trajstore.checkpoint.saving import finish_folder, publish
 from trajstore.checkpoint.shelf import HISTORY, LOCK, Shelf, candidate
 from trajstore.checkpoint.tree import Flattening
-from trajstore.checkpoint.versions import library_versions
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, TrajstoreError
 from trajstore.history import History, plain
 from trajstore.layout import PRIVATE
 from trajstore.publish import discard, ensure_folder
 from trajstore.storage import LocalStorage
+from trajstore.versions import library_versions
 
 _THREADS = 2
 
@@ -118,7 +119,7 @@ class Writer(StorageWriter):
         # On the coordinator, before any rank writes: one scratch folder for all.
         temp = f"{PRIVATE}/tmp.{uuid.uuid4().hex[:12]}"
         self._storage.make_folder(temp)
-        return [_with_data(plan, (rank, temp)) for rank, plan in enumerate(plans)]
+        return [replace(plan, storage_data=(rank, temp)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         rank, temp = plan.storage_data
@@ -129,7 +130,7 @@ class Writer(StorageWriter):
             if item.type == WriteItemType.SHARD:
                 key += str(list(item.index.offset or ()))
             keys.append(key)
-            values[key] = data.getvalue() if item.type == WriteItemType.BYTE_IO else data.detach()
+            values[key] = data.getvalue() if isinstance(data, io.BytesIO) else data.detach()
         flat = Flattening(list(values.values()), f"rank{rank}")
         extents = flat.finish()
         layout = lay_out(extents)
@@ -138,8 +139,8 @@ class Writer(StorageWriter):
         calls, storage, pool = [], self._storage, Pool(_THREADS)
         for array, start in zip(layout.arrays, layout.starts):
             storage.make_folder(f"{temp}/{array.name}")
-            data, step = self._arena.view(start, start + array.nbytes), array.chunk * array.itemsize
-            calls += [(storage, temp, array, n, data[n * step : (n + 1) * step], None) for n in range(array.count)]
+            whole, size = self._arena.view(start, start + array.nbytes), array.chunk * array.itemsize
+            calls += [(storage, temp, array, n, whole[n * size : (n + 1) * size], None) for n in range(array.count)]
         written = iter(pool.map(write_chunk, calls))
         pool.close()
         arrays = tuple(array.with_chunks([next(written)[0] for _ in range(array.count)]) for array in layout.arrays)
@@ -147,11 +148,10 @@ class Writer(StorageWriter):
             (layout.arrays[number].name if number >= 0 else "", offset, extent.size if number >= 0 else 0, extent.start)
             for extent, (number, offset) in zip(extents, layout.places)
         )
-        results = []
+        results: list[WriteResult] = []
         for item, key, node in zip(plan.items, keys, flat.node[1:]):
             first = (arrays, places) if not results else ((), ())
-            size = places[node[1]][2]
-            results.append(WriteResult(item.index, size, _Written(key, node, *first)))
+            results.append(WriteResult(item.index, places[node[1]][2], _Written(key, node, *first)))
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         self._temp = temp
@@ -304,15 +304,7 @@ class Reader(StorageReader):
         return "://" not in os.fspath(checkpoint_id)
 
 
-def _with_data(plan: SavePlan, data: Any) -> SavePlan:
-    import dataclasses
-
-    return dataclasses.replace(plan, storage_data=data)
-
-
 def _write_structure(storage: LocalStorage, temp: str, document: bytes) -> FlatArray:
-    import numpy as np
-
     chunk = min(CHUNK_BYTES, len(document))
     array = FlatArray(STRUCTURE, STRUCTURE, "uint8", "uint8", len(document), chunk)
     storage.make_folder(f"{temp}/{STRUCTURE}")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trajstore.checkpoint.folder import open_folder
 from trajstore.checkpoint.retention import metric_value
-from trajstore.errors import MissingDependencyError, NotFoundError
+from trajstore.errors import MissingDependencyError, NotFoundError, UnsupportedFormatError
+from trajstore.publish import ensure_folder, publish_file
+from trajstore.storage import LocalStorage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,6 +74,25 @@ def metrics_figure(history: Sequence[Mapping[str, Any]], metrics: Sequence[str],
     for axes in panels[len(metrics) :]:
         axes.set_visible(False)
     return figure
+
+
+def plot_folder(path: str | Path, target: str | Path, metrics: Sequence[str] = ()) -> str:
+    """Plot a checkpoint folder's metrics history into a ``.png``, ``.svg`` or ``.pdf``; the six panels by default.
+
+    Raises ``NotFoundError`` without a history or for a metric it has not, ``UnsupportedFormatError`` for a suffix.
+    """
+    target = Path(target)
+    if target.suffix not in (".png", ".svg", ".pdf"):
+        raise UnsupportedFormatError(f"{target} has no suffix that is known here", hint=".png, .svg or .pdf")
+    history = open_folder(path).history()
+    if not history:
+        raise NotFoundError(f"there is no metrics history in {path}", hint="checkpoints were saved without metrics")
+    title = Path(path).resolve().name
+    figure = metrics_figure(history, metrics, title) if metrics else training_figure(history, title)
+    folder = LocalStorage(target.resolve().parent)
+    ensure_folder(folder, "")
+    publish_file(folder, target.name, [render(figure, target.suffix[1:])])
+    return str(target)
 
 
 def render(figure: Figure, kind: str = "png") -> bytes:

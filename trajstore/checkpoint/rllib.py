@@ -10,8 +10,8 @@ from typing import Any
 
 from trajstore.checkpoint.checkpoints import Checkpoints, Restored
 from trajstore.checkpoint.tree import folder, write_folder
-from trajstore.checkpoint.versions import library_versions, version_hint
 from trajstore.errors import SchemaError, StateError
+from trajstore.versions import library_versions, version_hint
 
 ALGORITHM = "algorithm"
 _METRICS = {

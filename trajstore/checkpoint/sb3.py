@@ -17,7 +17,7 @@ _COUNTERS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n
 _MOMENTS = ("mean", "var", "count")
 
 
-class CheckpointCallback(BaseCallback):
+class CheckpointCallback(BaseCallback):  # type: ignore[misc]
     """Saves the model's networks, optimizers, counters and normalisation every ``save_freq`` environment steps.
 
     Parameters

@@ -14,11 +14,11 @@ from trajstore.checkpoint.reading import Reader, verify_checkpoint
 from trajstore.checkpoint.record import Record, from_bytes
 from trajstore.checkpoint.saving import structure_bytes, write_checkpoint
 from trajstore.checkpoint.tree import Flattening
-from trajstore.checkpoint.versions import library_versions
 from trajstore.errors import NotFoundError
 from trajstore.layout import ROOT
 from trajstore.publish import discard, ensure_folder
 from trajstore.storage import LocalStorage
+from trajstore.versions import library_versions
 
 _THREADS = 2
 
@@ -31,7 +31,7 @@ def save_state(
     metrics: Mapping[str, Any] | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a state into a new folder, durably, in the place of one that is there. Arguments as ``Checkpoints.save``."""
+    """Write a state into a new folder, durably, in the place of one that is there. See ``Checkpoints.save``."""
     folder, name = os.path.split(os.path.abspath(os.fspath(path)))
     storage, pool = LocalStorage(folder), Pool(_THREADS)
     ensure_folder(storage, "")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trajstore.checkpoint.retention import Candidate, Retention, select
+from trajstore.checkpoint.shelf import Shelf
 from trajstore.errors import NotFoundError, SchemaError
 from trajstore.layout import PRIVATE, temporary
 from trajstore.publish import adopt, discard, ensure_folder, publish_file, publish_folder, recover
@@ -166,9 +167,11 @@ class CheckpointCallback(_Base):  # type: ignore[misc]
 
     def _clean_up(self, newest: str) -> None:
         candidates = []
+        marks = Shelf(self._storage).marks()
         for name, steps in _checkpoints(self.save_path, self.name_prefix):
             saved = Path(self.save_path, name, "module.pt").stat().st_mtime_ns  # not the steps: a resume goes back
-            candidates.append(Candidate(name=name, step=steps, order=(name == newest, saved)))
+            pinned = bool(marks.get(name, {}).get("pinned"))
+            candidates.append(Candidate(name=name, step=steps, order=(name == newest, saved), pinned=pinned))
         kept = select(candidates, self._retention)
         for candidate in candidates:
             if candidate.name not in kept:

@@ -12,7 +12,6 @@ replaces it and does not let the clean-up delete it; the best can be kept too; R
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import uuid
@@ -22,14 +21,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trajstore.checkpoint.foreign import load_metrics_history
 from trajstore.checkpoint.plot import render, training_figure
 from trajstore.checkpoint.retention import Best, Candidate, Retention, select
-from trajstore.checkpoint.versions import library_versions, version_hint
+from trajstore.checkpoint.shelf import Shelf
 from trajstore.errors import MissingDependencyError, NotFoundError, StateError
 from trajstore.layout import PRIVATE, temporary
 from trajstore.publish import adopt, discard, ensure_folder, publish_file, publish_folder, recover
 from trajstore.receipt import check_receipt, forget_receipt, write_receipt
 from trajstore.storage import LocalStorage, Lock
+from trajstore.versions import library_versions, version_hint
 
 __all__ = ["CheckpointManager", "load_metrics_history", "plot_training_metrics"]
 
@@ -205,13 +206,14 @@ class CheckpointManager:
         publish_file(self._storage, _INDEX, [_json(index)])
 
     def _candidates(self) -> list[Candidate]:
+        marks = Shelf(self._storage).marks()
         return [
             Candidate(
                 name=entry["path"],
                 step=int(entry["iteration"]),
                 order=position,
                 metrics=_read_json(self.checkpoint_dir / entry["path"] / _METADATA) or {},
-                pinned=self._storage.size(f"{PRIVATE}/pins/{entry['path']}") is not None,
+                pinned=bool(marks.get(entry["path"], {}).get("pinned")),
             )
             for position, entry in enumerate(self.checkpoint_history)
         ]
@@ -270,37 +272,6 @@ def plot_training_metrics(
     publish_file(storage, name, [render(training_figure(metrics_history, f"Training metrics, iteration {iteration}"))])
     if verbose:
         print(f"📊 Plot saved: {storage.describe(name)}")
-
-
-def load_metrics_history(checkpoint_dir: str | os.PathLike[str], iteration: int | None = None) -> list[dict[str, Any]]:
-    """The metrics history up to an iteration (``None``: all), from the exported file that reaches furthest.
-
-    Empty if there is none. A file that cannot be read is passed over with a warning.
-    """
-    folder = Path(checkpoint_dir)
-    files = [(math.inf, folder / "final_metrics.json")]
-    files += [
-        (int(match[1]), path) for path in folder.glob("metrics_*.json") if (match := _METRICS.fullmatch(path.name))
-    ]
-    best: list[dict[str, Any]] = []
-    for _, path in sorted(files):
-        if not path.exists():
-            continue
-        history = _read_json(path, kind=list)
-        if history is None:
-            warnings.warn(f"{path} is not readable and was passed over", stacklevel=2)
-            continue
-        numbered = [
-            {"iteration": position, **entry} for position, entry in enumerate(history, 1) if isinstance(entry, dict)
-        ]
-        upto = [entry for entry in numbered if iteration is None or entry["iteration"] <= iteration]
-        if _reach(upto) >= _reach(best):
-            best = upto
-    return best
-
-
-def _reach(history: Sequence[Mapping[str, Any]]) -> float:
-    return max((float(entry["iteration"]) for entry in history), default=-1.0)
 
 
 def _read_json(path: Path, kind: type = dict) -> Any:

@@ -1,0 +1,187 @@
+"""A folder of checkpoints of any kind, for the commands: one interface for ours and for other programs'."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from trajstore.checkpoint.chunks import Pool
+from trajstore.checkpoint.foreign import ForeignFolder, foreign_kind
+from trajstore.checkpoint.reading import verify_checkpoint
+from trajstore.checkpoint.retention import Candidate, Retention, metric_value, ranked
+from trajstore.checkpoint.shelf import HISTORY, LOCK, Checkpoint, Shelf, candidate, has_name
+from trajstore.errors import CorruptionError, NotFoundError
+from trajstore.history import History
+from trajstore.layout import PRIVATE
+from trajstore.publish import ensure_folder, publish_file, recover
+from trajstore.storage import LocalStorage, Storage
+
+RULES = f"{PRIVATE}/rules.json"
+_USUAL = (
+    "reward_mean",
+    "episode_reward_mean",
+    "ep_rew_mean",
+    "episode_return_mean",
+    "success_rate",
+    "reward",
+    "return",
+)
+
+
+class Folder(Protocol):
+    """What the commands need of a folder of checkpoints."""
+
+    kind: str
+    storage: LocalStorage
+
+    def checkpoints(self) -> list[Checkpoint]: ...
+    def files(self, name: str) -> list[Path]: ...
+    def companions(self, name: str) -> list[str]: ...
+    def verify(self, name: str) -> int: ...
+    def discard(self, names: Sequence[str]) -> None: ...
+    def history(self) -> list[dict[str, Any]]: ...
+    def damaged(self) -> list[str]: ...
+
+
+class OwnFolder:
+    """A folder that ``Checkpoints`` fills."""
+
+    kind = "trajstore"
+
+    def __init__(self, path: Path) -> None:
+        self.storage = LocalStorage(path)
+        self.shelf = Shelf(self.storage)
+        self.pool = Pool(2)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        return self.shelf.checkpoints()
+
+    def files(self, name: str) -> list[Path]:
+        return sorted(file for file in Path(self.storage.describe(name)).rglob("*") if file.is_file())
+
+    def companions(self, name: str) -> list[str]:
+        return []
+
+    def verify(self, name: str) -> int:
+        return verify_checkpoint(self.storage.child(name), self.shelf.record(name), self.pool)
+
+    def damaged(self) -> list[str]:
+        """Names whose record cannot be read."""
+        readable = self.shelf.records()
+        return sorted(name for name in self.shelf.names() if name not in readable)
+
+    def discard(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.shelf.discard(name)
+
+    def history(self) -> list[dict[str, Any]]:
+        return [{"step": e["step"], **e["metrics"]} for e in History(self.storage, HISTORY).read()]
+
+
+def open_folder(path: str | Path) -> Folder:
+    """The folder's kind is told from its names.
+
+    Raises ``NotFoundError`` if there is no folder, or nothing in it that looks like a checkpoint.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no folder {folder}")
+    if any(has_name(child.name) for child in folder.iterdir()) or (folder / HISTORY).exists():
+        return OwnFolder(folder)
+    kind = foreign_kind(folder)
+    if kind is not None:
+        return ForeignFolder(folder, kind)
+    raise NotFoundError(
+        f"there is no checkpoint in {folder}",
+        hint="known are folders of trajstore, RLlib (checkpoint_000010), NavRL (checkpoint_10.pt[.lz4]), "
+        "OpenRL and Stable-Baselines3 (name_1000_steps)",
+    )
+
+
+@contextmanager
+def _locked(storage: Storage) -> Any:
+    ensure_folder(storage, PRIVATE)
+    lock = storage.lock(LOCK)
+    try:
+        recover(storage)
+        yield
+    finally:
+        lock.release()
+
+
+def locked(folder: Folder) -> AbstractContextManager[None]:
+    """Hold the folder's lock: what removes something must not meet a run that saves. Raises ``LockedError``."""
+    held: AbstractContextManager[None] = _locked(folder.storage)
+    return held
+
+
+def find(folder: Folder, which: str | int, metric: str | None = None, mode: str = "max") -> Checkpoint:
+    """A checkpoint by step, by name, ``"latest"`` or ``"best"``. Raises ``NotFoundError`` saying what there is."""
+    found = folder.checkpoints()
+    if which == "latest" and found:
+        return found[-1]
+    if which == "best":
+        best = best_of(folder, found, metric, mode)
+        if best is not None:
+            return best
+        raise NotFoundError(
+            f"no metric says which checkpoint in {folder.storage.describe()} is best",
+            hint="name one: --metric reward_mean",
+        )
+    for checkpoint in reversed(found):
+        if str(which) in (checkpoint.name, str(checkpoint.step)):
+            return checkpoint
+    steps = ", ".join(str(checkpoint.step) for checkpoint in found[-20:]) or "none"
+    raise NotFoundError(
+        f"there is no checkpoint {which} in {folder.storage.describe()}", hint=f"the steps there are: {steps}"
+    )
+
+
+def best_of(
+    folder: Folder, found: Sequence[Checkpoint], metric: str | None = None, mode: str = "max"
+) -> Checkpoint | None:
+    """The best checkpoint by a metric: the one named, that of the folder's rules, or one with a usual name."""
+    if metric is None:
+        rules = read_rules(folder).best_rules
+        if rules:
+            metric, mode = rules[0][0], rules[0][1]
+        else:
+            metric = next(
+                (name for name in _USUAL if any(metric_value(c.metrics, name) is not None for c in found)), None
+            )
+    if metric is None:
+        return None
+    order = ranked([candidate(checkpoint) for checkpoint in found], metric, mode)
+    return next((c for c in found if order and c.name == order[0].name), None)
+
+
+def newest_valid(folder: Folder, candidates: Sequence[Candidate]) -> str:
+    """The name of the newest checkpoint that verifies. Raises ``CorruptionError`` if none does."""
+    for newest in sorted(candidates, key=lambda c: c.order, reverse=True):
+        try:
+            folder.verify(newest.name)
+            return newest.name
+        except (CorruptionError, NotFoundError):
+            continue
+    raise CorruptionError(f"no checkpoint in {folder.storage.describe()} verifies", hint="nothing was removed")
+
+
+def write_rules(storage: Storage, rules: Retention) -> None:
+    """Keep a run's retention rules beside its checkpoints, for listings."""
+    facts = {"keep_last": rules.keep_last, "keep_best": rules.best_rules, "keep_every": rules.keep_every}
+    publish_file(storage, RULES, [json.dumps(facts).encode()])
+
+
+def read_rules(folder: Folder) -> Retention:
+    """The rules of the run that saves here; empty ones where they are not known."""
+    if folder.storage.size(RULES) is None:
+        return Retention()
+    try:
+        facts = json.loads(folder.storage.read(RULES))
+        best = [(str(metric), str(mode), int(count)) for metric, mode, count in facts.get("keep_best") or ()]
+        return Retention(keep_last=facts.get("keep_last"), keep_best=best, keep_every=facts.get("keep_every"))
+    except (ValueError, TypeError, AttributeError):
+        return Retention()
