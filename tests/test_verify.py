@@ -57,7 +57,7 @@ def frame(store: Path, array: str, chunk: int) -> int:
     """Where a chunk's frame begins in the file that holds it."""
     reader = trajstore.open(store).snapshots[0].reader(array)
     shard, inner = divmod(chunk, reader.layout.chunks_per_shard)
-    index = reader._index(shard, reader._lengths(shard))
+    index = reader._index(shard)
     assert index is not None
     return int(index[inner, 0])
 
@@ -105,7 +105,7 @@ def test_a_flipped_bit_names_the_trajectory_and_its_rows(store: Path) -> None:
 def test_a_change_between_chunks_is_found_though_it_harms_no_row(store: Path) -> None:
     file = store / "steps/obs/c.0.0.0.0"
     reader = trajstore.open(store).snapshots[0].reader("steps/obs")
-    index = reader._index(0, file.stat().st_size)
+    index = reader._index(0)
     used = np.zeros(file.stat().st_size - reader.layout.index_bytes, bool)
     for offset, size in index[index[:, 0] >= 0].tolist():
         used[offset : offset + size] = True

@@ -39,8 +39,8 @@ _NARROW_CHUNK = 32 << 10
 _NARROW_ROWS = 4096
 _SHARD = 16 << 20
 _SHARD_ROWS = 1 << 16
-_TABLE_CHUNK_ROWS = 256
-_TABLE_SHARD_ROWS = 4096
+_TABLE_CHUNK_ROWS = 1024
+_TABLE_SHARD_ROWS = 16384
 _ROW_MAX = 1 << 30
 _BLOCK = 16 << 20  # a larger block gains nothing, and Blosc works in three times its size
 
@@ -134,10 +134,27 @@ class Lookup:
     def __init__(self, dtype: str, rule: Rule) -> None:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._table = decode_table(self.dtype, rule)
+        self._divisor = self.dtype.type(rule.divisor)
+        # Rounding once in the field's own precision gives the same values, if that is wide enough: then no lookup.
+        exact = np.arange(256).astype(self.dtype) / self._divisor
+        self._divides = self.dtype.itemsize > 2 and exact.tobytes() == self._table.tobytes()
+        self._pairs = _pair_table(self._table) if self.dtype.itemsize == 2 else None
 
     def __call__(self, stored: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
-        # "clip" lets NumPy write into ``out`` as it goes; no index is out of range.
-        np.take(self._table, stored, out=out, mode="clip")
+        if self._divides:
+            np.divide(stored, self._divisor, out=out, dtype=self.dtype, casting="unsafe")
+        elif self._pairs is not None and not stored.size % 2 and out.flags.c_contiguous and stored.flags.c_contiguous:
+            two, values = stored.reshape(-1).view(np.uint16), out.reshape(-1).view(np.uint32)
+            np.take(self._pairs, two, out=values, mode="clip")  # "clip" lets NumPy write into ``out`` as it goes
+        else:
+            np.take(self._table, stored, out=out, mode="clip")
+
+
+def _pair_table(table: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What two stored bytes, read as one uint16, stand for, as one uint32: half the lookups."""
+    both = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
+    pairs: np.ndarray[Any, Any] = table[both].view(np.uint32)
+    return pairs
 
 
 class Widen:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 
-from trajstore.errors import CorruptionError, NotFoundError
+from trajstore import crew
+from trajstore.errors import CorruptionError, NotFoundError, SchemaError
+from trajstore.index import Ints, Pieces, pieces, runs, spans
 from trajstore.layout import ArrayLayout
 from trajstore.shard import check_frame, decode_frame, parse_index
 from trajstore.storage import Storage
 
 #: The file length of a shard as the manifest knows it, or ``None`` for a shard that holds no named rows.
 Lengths = Callable[[int], "int | None"]
-ChunkName = tuple[str, str, int, int]
+Array = np.ndarray[Any, Any]
 
 _READ_BYTES = 4 << 20  # frames that lie side by side are read together, up to this
 _READ_GAP = 4096  # bytes between two frames that are cheaper to read than to skip
 _FEW_CHUNKS = 4  # a longer stretch is read once and would only push other chunks out of the cache
-_TASK_BYTES = 1 << 20  # decoded bytes that are worth a thread's while
+_FEW_PIECES = 3  # of one chunk that are copied one by one; more are copied by their row numbers
+_ALONE_BYTES = 512 << 10  # decoded bytes that one thread has done before another would have begun
+_PART_BYTES = 8 << 20  # decoded bytes that a thread takes at a time, at the most
 _INDEXES = 4096  # shard indexes kept for an array
 
 
@@ -32,30 +35,30 @@ class Convert(Protocol):
 
     dtype: np.dtype[Any]
 
-    def __call__(self, stored: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None: ...
+    def __call__(self, stored: Array, out: Array) -> None: ...
 
 
 class ChunkCache:
     """Decoded chunks of all arrays of a dataset, bounded in bytes; the least recently used go first.
 
-    A chunk is named by its store, its shard and its offset and size there: bytes of a shard never change, so no later commit
-    makes an entry stale.
+    A chunk is named by its array (its storage included), its shard and its offset there: bytes of a shard never
+    change, so no later commit makes an entry stale.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._chunks: OrderedDict[ChunkName, np.ndarray[Any, Any]] = OrderedDict()
+        self._chunks: OrderedDict[tuple[str, int, int], Array] = OrderedDict()
         self._guard = threading.Lock()
 
-    def get(self, key: ChunkName) -> np.ndarray[Any, Any] | None:
+    def get(self, key: tuple[str, int, int]) -> Array | None:
         with self._guard:
             chunk = self._chunks.get(key)
             if chunk is not None:
                 self._chunks.move_to_end(key)
             return chunk
 
-    def put(self, key: ChunkName, chunk: np.ndarray[Any, Any]) -> None:
+    def put(self, key: tuple[str, int, int], chunk: Array) -> None:
         if chunk.nbytes > self.limit:
             return
         with self._guard:
@@ -65,6 +68,42 @@ class ChunkCache:
             self.used += chunk.nbytes
             while self.used > self.limit:
                 self.used -= self._chunks.popitem(last=False)[1].nbytes
+
+
+class _Work:
+    """What to bring from each chunk: ``chunks`` by number, ascending, and of each the pieces ``bounds[i]:bounds[i+1]``.
+
+    inner, target, count : of the first piece of each chunk, which mostly is the only one.
+    """
+
+    __slots__ = ("bounds", "chunks", "count", "inner", "numbers", "pieces", "target")
+
+    def __init__(self, found: Pieces) -> None:
+        first = np.flatnonzero(found.chunk[1:] != found.chunk[:-1]) + 1
+        first = np.concatenate((np.zeros(1, np.int64), first))
+        self.pieces = found
+        self.numbers = found.chunk[first]
+        self.chunks: list[int] = self.numbers.tolist()
+        self.bounds: list[int] = [*first.tolist(), len(found.chunk)]
+        self.inner: list[int] = found.inner[first].tolist()
+        self.target: list[int] = found.target[first].tolist()
+        self.count: list[int] = found.count[first].tolist()
+
+    def places(self, i: int) -> Iterator[tuple[Any, Any]]:
+        """Rows in the chunk, and rows of the output, that the chunk's pieces stand for; slices, or row numbers."""
+        low, high = self.bounds[i], self.bounds[i + 1]
+        if high - low == 1:
+            inner, target, count = self.inner[i], self.target[i], self.count[i]
+            yield slice(inner, inner + count), slice(target, target + count)
+            return
+        _, inner, target, count = (part[low:high] for part in self.pieces)
+        if high - low <= _FEW_PIECES:
+            for a, b, n in zip(inner.tolist(), target.tolist(), count.tolist()):
+                yield slice(a, a + n), slice(b, b + n)
+        elif len(count) == int(count.sum()):
+            yield inner, target
+        else:
+            yield spans(inner, inner + count), spans(target, target + count)
 
 
 class ArrayReader:
@@ -101,155 +140,166 @@ class ArrayReader:
         self._strict = strict
         self._convert = convert
         self.dtype = layout.dtype if convert is None else convert.dtype
-        self._indexes: OrderedDict[int, np.ndarray[Any, Any] | None] = OrderedDict()
+        self._indexes: OrderedDict[int, Array | None] = OrderedDict()
+        self._name = storage.describe(layout.path)
 
     # -- what to read ----------------------------------------------------------------------------------------------
 
-    def read(self, start: int, stop: int, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
         """Rows ``[start, stop)``, (stop - start, *row_shape)."""
-        layout = self.layout
-        if out is None:
-            out = np.empty((stop - start, *layout.row_shape), self.dtype)
-        if stop <= start or not layout.row_bytes:
-            return out
-        size = layout.chunk_rows
-        tasks = []
-        for chunk in range(start // size, -(-stop // size)):
-            first = chunk * size
-            low, high = max(start, first), min(stop, first + size)
-            tasks.append((chunk, slice(low - first, high - first), slice(low - start, high - start)))
-        self._run(tasks, out, self._cache if len(tasks) <= _FEW_CHUNKS else None)
+        out = self._output(stop - start, out)
+        if len(out):
+            self._bring(np.array([start]), np.array([stop]), np.zeros(1, np.int64), out)
         return out
 
-    def take(self, rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-        """Rows by number, int64 (n,), in any order and with repeats: (n, *row_shape)."""
-        layout = self.layout
-        if out is None:
-            out = np.empty((len(rows), *layout.row_shape), self.dtype)
-        if not len(rows) or not layout.row_bytes:
-            return out
-        first, last = int(rows[0]), int(rows[-1])
-        if last - first + 1 == len(rows) and (len(rows) == 1 or bool((np.diff(rows) == 1).all())):
-            return self.read(first, last + 1, out)
-        chunks, inner = np.divmod(rows, layout.chunk_rows)
-        ascending = bool((chunks[1:] >= chunks[:-1]).all())
-        order = None if ascending else np.argsort(chunks, kind="stable")
-        if order is not None:
-            chunks, inner = chunks[order], inner[order]
-        bounds = np.flatnonzero(chunks[1:] != chunks[:-1]) + 1
-        starts = [0, *bounds.tolist()]
-        stops = [*starts[1:], len(rows)]
-        named = chunks[starts].tolist()
-        tasks = [
-            (chunk, inner[a:b], slice(a, b) if order is None else order[a:b])
-            for chunk, a, b in zip(named, starts, stops)
-        ]
-        self._run(tasks, out, self._cache)
+    def read_runs(self, starts: Ints, stops: Ints, out: Array | None = None) -> Array:
+        """Rows of the half-open runs ``[starts[i], stops[i])``, run after run."""
+        counts = stops - starts
+        out = self._output(int(counts.sum()), out)
+        if len(out):
+            targets = np.cumsum(counts) - counts
+            kept = counts > 0
+            self._bring(starts[kept], stops[kept], targets[kept], out)
         return out
 
-    def frames(self, chunks: np.ndarray[Any, Any]) -> Iterator[tuple[int, bytes]]:
+    def take(self, rows: Ints, out: Array | None = None, into: Ints | None = None) -> Array:
+        """Rows by number, int64 (n,), in any order and with repeats: (n, *row_shape).
+
+        into : where in ``out`` each row goes, if ``out`` has others too.
+        """
+        if into is None:
+            out = self._output(len(rows), out)
+        elif out is None:
+            raise SchemaError("`into` names rows of `out`, and there is none")
+        if len(rows):
+            self._bring(*runs(rows, into), out)
+        return out
+
+    def frames(self, chunks: Ints) -> Iterator[tuple[int, bytes]]:
         """The frames of the given chunks (int64, ascending) as they are stored, each checked: number, bytes.
 
         Raises ``CorruptionError`` for a chunk that is not there or does not match its checksum.
         """
-        tasks = [(chunk, None, None) for chunk in chunks.tolist()]
-        for shard, index, group in self._by_shard(tasks):
+        numbers = chunks.tolist()
+        for shard, begin, end in self._by_shard(numbers, 0, len(numbers)):
+            entries = self._entries(shard, chunks[begin:end])
+            wanted = [(offset, size, numbers[begin + i]) for i, (offset, size) in enumerate(entries)]
+            for offset, _, number in wanted:
+                if offset < 0:
+                    raise self._lost(number)
             key = self.layout.shard_key(shard)
-            wanted = []
-            for task in group:
-                inner = task[0] - shard * self.layout.chunks_per_shard
-                if index is None or index[inner, 0] < 0:
-                    raise self._lost(task[0])
-                wanted.append((*index[inner].tolist(), task))
-            for _, _, frame, task in self._frames(key, wanted):
+            for _, frame, number in self._frames(key, wanted):
                 data = frame.tobytes()
                 try:
                     check_frame(data, self.layout.chunk_bytes)
                 except CorruptionError as error:
-                    raise _placed(error, f"chunk {task[0]} of {self.storage.describe(key)}") from error
-                yield task[0], data
+                    raise _placed(error, f"chunk {number} of {self.storage.describe(key)}") from error
+                yield number, data
 
     def has_chunk(self, chunk: int) -> bool:
         """Whether a shard holds this chunk."""
         shard, inner = divmod(chunk, self.layout.chunks_per_shard)
-        index = self._index(shard, self._lengths(shard))
+        index = self._index(shard)
         return index is not None and bool(index[inner, 0] >= 0)
 
-    def _run(self, tasks: list[Any], out: np.ndarray[Any, Any], cache: ChunkCache | None) -> None:
-        share = max(1, _TASK_BYTES // max(self.layout.chunk_bytes, 1))
-        if len(tasks) <= share or _THREADS == 1 or getattr(_in_pool, "yes", False):
-            self._fill(tasks, out, cache)
-            return
-        share = max(share, min(-(-len(tasks) // _THREADS), 16 * share))
-        parts = [tasks[i : i + share] for i in range(0, len(tasks), share)]
-        for done in [_pool().submit(self._fill_in_pool, part, out, cache) for part in parts]:
-            done.result()
+    def _output(self, count: int, out: Array | None) -> Array:
+        shape = (max(count, 0), *self.layout.row_shape)
+        if out is None:
+            return np.empty(shape, self.dtype)
+        if out.shape != shape or out.dtype != self.dtype:
+            raise SchemaError(f"out is {out.dtype} {out.shape}, expected {self.dtype} {shape}")
+        return out
 
-    def _fill_in_pool(self, tasks: list[Any], out: np.ndarray[Any, Any], cache: ChunkCache | None) -> None:
-        _in_pool.yes = True
-        self._fill(tasks, out, cache)
+    def _bring(self, starts: Ints, stops: Ints, targets: Ints, out: Array) -> None:
+        """Runs of rows, none empty, to where they go."""
+        layout, cache = self.layout, self._cache
+        if int(starts.min()) < 0 or int(stops.max()) > self.rows:
+            raise NotFoundError(f"{self._name} has {self.rows} rows, and not the rows asked for")
+        if not layout.row_bytes:
+            return
+        work = _Work(pieces(starts, stops, targets, layout.chunk_rows))
+        count = len(work.chunks)
+        if cache is not None and (
+            (len(starts) == 1 and count > _FEW_CHUNKS) or count * layout.chunk_bytes > cache.limit
+        ):
+            cache = None
+        if count * layout.chunk_bytes <= _ALONE_BYTES or count == 1 or crew.SIZE == 1:
+            self._fill(work, 0, count, out, cache)
+            return
+        share = max(1, min(-(-count // (4 * crew.SIZE)), _PART_BYTES // layout.chunk_bytes))
+        share = max(share, (_ALONE_BYTES // 2) // layout.chunk_bytes)
+        crew.share(
+            lambda part: self._fill(work, part * share, min(part * share + share, count), out, cache),
+            -(-count // share),
+        )
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _fill(self, tasks: list[Any], out: np.ndarray[Any, Any], cache: ChunkCache | None) -> None:
-        """Fill ``out`` from chunks; a task is (chunk, rows in the chunk, rows of ``out``)."""
-        layout, convert = self.layout, self._convert
-        place = self.storage.describe()
-        shape = (layout.chunk_rows, *layout.row_shape)
-        whole = slice(0, layout.chunk_rows)
-        in_place = convert is None and out.flags.c_contiguous and out.dtype == layout.dtype
-        scratch: np.ndarray[Any, Any] | None = None
-        for shard, index, group in self._by_shard(tasks):
+    def _fill(self, work: _Work, begin: int, end: int, out: Array, cache: ChunkCache | None) -> None:
+        """Fill ``out`` from the chunks ``begin`` to ``end`` of the work."""
+        layout, convert, name, rows = self.layout, self._convert, self._name, self.layout.chunk_rows
+        row_bytes, shape = layout.row_bytes, (rows, *layout.row_shape)
+        flat = out.reshape(-1).view(np.uint8) if convert is None and cache is None and out.flags.c_contiguous else None
+        scratch: Array | None = None
+        for shard, low, high in self._by_shard(work.chunks, begin, end):
             key = layout.shard_key(shard)
             wanted = []
-            for task in group:
-                offset, size = (-1, 0) if index is None else index[task[0] - shard * layout.chunks_per_shard].tolist()
+            for i, (offset, size) in enumerate(self._entries(shard, work.numbers[low:high]), low):
                 if offset < 0:
                     if self._strict:
-                        raise self._lost(task[0])
-                    out[task[2]] = layout.fill
+                        raise self._lost(work.chunks[i])
+                    for _, target in work.places(i):
+                        out[target] = layout.fill
                     continue
-                found = cache.get((place, key, offset, size)) if cache is not None else None
+                found = cache.get((name, shard, offset)) if cache is not None else None
                 if found is not None:
-                    self._give(found, task, out)
+                    self._give(found, work, i, out)
                 else:
-                    wanted.append((offset, size, task))
-            for offset, size, frame, task in self._frames(key, wanted):
-                if in_place and cache is None and type(task[1]) is slice and task[1] == whole:
-                    self._decode(frame, out[task[2]], key, task[0])
+                    wanted.append((offset, size, i))
+            for offset, frame, i in self._frames(key, wanted):
+                if flat is not None and work.count[i] == rows and work.bounds[i + 1] - work.bounds[i] == 1:
+                    place = work.target[i] * row_bytes
+                    self._decode(frame, flat[place : place + rows * row_bytes], key, work.chunks[i])
                     continue
                 if cache is not None or scratch is None:
                     scratch = np.empty(shape, layout.dtype)
-                self._decode(frame, scratch, key, task[0])
-                self._give(scratch, task, out)
+                self._decode(frame, scratch.reshape(-1).view(np.uint8), key, work.chunks[i])
+                self._give(scratch, work, i, out)
                 if cache is not None:
-                    cache.put((place, key, offset, size), scratch)
+                    cache.put((name, shard, offset), scratch)
 
-    def _give(self, chunk: np.ndarray[Any, Any], task: Any, out: np.ndarray[Any, Any]) -> None:
-        _, inner, target = task
-        if self._convert is None:
-            out[target] = chunk[inner]
-        elif isinstance(target, slice):
-            self._convert(chunk[inner], out[target])
-        else:
-            values = np.empty((len(target), *self.layout.row_shape), self.dtype)
-            self._convert(chunk[inner], values)
-            out[target] = values
+    def _give(self, chunk: Array, work: _Work, i: int, out: Array) -> None:
+        convert = self._convert
+        for inner, target in work.places(i):
+            if convert is None:
+                out[target] = chunk[inner]
+            elif type(target) is slice:
+                convert(chunk[inner], out[target])
+            else:
+                values = np.empty((len(target), *self.layout.row_shape), self.dtype)
+                convert(chunk[inner], values)
+                out[target] = values
 
-    def _by_shard(self, tasks: list[Any]) -> Iterator[tuple[int, Any, list[Any]]]:
+    def _by_shard(self, chunks: list[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Each shard that the chunks ``begin`` to ``end`` lie in, with the first and last that do."""
         per = self.layout.chunks_per_shard
-        at = 0
-        while at < len(tasks):
-            shard = tasks[at][0] // per
-            end = at
-            while end < len(tasks) and tasks[end][0] // per == shard:
-                end += 1
-            yield shard, self._index(shard, self._lengths(shard)), tasks[at:end]
-            at = end
+        while begin < end:
+            shard = chunks[begin] // per
+            stop = bisect_left(chunks, (shard + 1) * per, begin, end)
+            yield shard, begin, stop
+            begin = stop
 
-    def _frames(self, key: str, wanted: list[Any]) -> Iterator[tuple[int, int, Any, Any]]:
-        """Each wanted frame with its offset, size and task; neighbours in the file come from one read."""
-        wanted.sort(key=lambda item: item[0])
+    def _entries(self, shard: int, numbers: Ints) -> list[list[int]]:
+        """Offset and size of each of the chunks in its shard; -1 where it holds none."""
+        index = self._index(shard)
+        if index is None:
+            return [[-1, 0]] * len(numbers)
+        found: list[list[int]] = index[numbers - shard * self.layout.chunks_per_shard].tolist()
+        return found
+
+    def _frames(self, key: str, wanted: list[tuple[int, int, int]]) -> Iterator[tuple[int, Array, int]]:
+        """Each wanted (offset, size, what for): offset, frame, what for; neighbours in the file come from one read."""
+        wanted.sort()
         at = 0
         while at < len(wanted):
             start, size, _ = wanted[at]
@@ -262,8 +312,8 @@ class ArrayReader:
                 stop = max(stop, offset + size)
                 end += 1
             data = np.frombuffer(self._read(key, start, stop), np.uint8)
-            for offset, size, task in wanted[at:end]:
-                yield offset, size, data[offset - start : offset - start + size], task
+            for offset, size, what in wanted[at:end]:
+                yield offset, data[offset - start : offset - start + size], what
             at = end
 
     def _read(self, key: str, start: int, stop: int) -> bytes:
@@ -281,10 +331,11 @@ class ArrayReader:
             )
         return data
 
-    def _index(self, shard: int, length: int | None) -> np.ndarray[Any, Any] | None:
+    def _index(self, shard: int) -> Array | None:
         if shard in self._indexes:
             return self._indexes[shard]
         index = None
+        length = self._lengths(shard)
         if length is not None:
             key = self.layout.shard_key(shard)
             data = self._read(key, length - self.layout.index_bytes, length)
@@ -305,9 +356,9 @@ class ArrayReader:
             hint="restore the array from a copy, or save what is whole with `trajstore repair`",
         )
 
-    def _decode(self, frame: Any, chunk: np.ndarray[Any, Any], key: str, number: int) -> None:
+    def _decode(self, frame: Array, chunk: Array, key: str, number: int) -> None:
         try:
-            decode_frame(frame, chunk.reshape(-1).view(np.uint8))
+            decode_frame(frame, chunk)
         except CorruptionError as error:
             rows = self.layout.chunk_rows
             place = f"rows {number * rows} to {number * rows + rows} of {self.storage.describe(key)}"
@@ -318,25 +369,3 @@ def _placed(error: CorruptionError, place: str) -> CorruptionError:
     return CorruptionError(
         f"{place}: {error.message}", hint="restore the file from a copy, or save what is whole with `trajstore repair`"
     )
-
-
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-_in_pool = threading.local()
-_executor: ThreadPoolExecutor | None = None
-_executor_guard = threading.Lock()
-
-
-def _pool() -> ThreadPoolExecutor:
-    global _executor
-    with _executor_guard:
-        if _executor is None:
-            _executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="trajstore-gather")
-        return _executor
-
-
-def _forget_pool() -> None:
-    global _executor, _executor_guard
-    _executor, _executor_guard = None, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_pool)

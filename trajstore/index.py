@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,49 @@ def locate(positions: Ints, counts: Ints) -> tuple[Ints, Ints]:
     run = np.searchsorted(ends, positions, side="right")
     return run, positions - (ends - counts)[run]
 
+
+class Pieces(NamedTuple):
+    """Stretches of rows, each within one chunk, ascending by chunk; int64 (n,) each.
+
+    chunk : its number. inner : the first row, counted from the chunk's first. target : where that row goes.
+    count : rows.
+    """
+
+    chunk: Ints
+    inner: Ints
+    target: Ints
+    count: Ints
+
+
+def runs(rows: Ints, targets: Ints | None = None) -> tuple[Ints, Ints, Ints]:
+    """Rows by number as runs of consecutive ones: start, stop, and where each run goes.
+
+    ``targets`` : where each row goes, if not in the order given; a run is consecutive there too.
+    """
+    follows = rows[1:] == rows[:-1] + 1
+    if targets is not None:
+        follows &= targets[1:] == targets[:-1] + 1
+    first = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(~follows) + 1))
+    starts = rows[first]
+    counts = np.diff(first, append=len(rows))
+    return starts, starts + counts, first if targets is None else targets[first]
+
+
+def pieces(starts: Ints, stops: Ints, targets: Ints, size: int) -> Pieces:
+    """Runs that are not empty, cut at every multiple of ``size``, the rows of a chunk."""
+    chunk = starts // size
+    more = (stops - 1) // size - chunk
+    if more.any():
+        run = np.repeat(np.arange(len(starts)), more + 1)
+        chunk = chunk[run] + np.arange(len(run)) - (np.cumsum(more + 1) - more - 1)[run]
+        low = np.maximum(starts[run], chunk * size)
+        targets = targets[run] + low - starts[run]
+        starts, stops = low, np.minimum(stops[run], (chunk + 1) * size)
+    found = Pieces(chunk, starts - chunk * size, targets, stops - starts)
+    if bool((chunk[1:] >= chunk[:-1]).all()):
+        return found
+    order = np.argsort(chunk, kind="stable")
+    return Pieces(*(part[order] for part in found))
 
 def bounds(key: slice, length: int) -> Ints:
     """The positions that a slice of a sequence of this length names."""

@@ -1,0 +1,196 @@
+"""The gather: any rows, in any order, equal those that zarr-python and plain NumPy find; damage is found, not read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trajstore import crew, gather
+from trajstore.dataset import open
+from trajstore.errors import CorruptionError, NotFoundError, SchemaError
+from trajstore.gather import ArrayReader, ChunkCache
+from trajstore.layout import Codec
+from trajstore.snapshot import Snapshot
+from trajstore.storage import LocalStorage
+from trajstore.writer import create
+
+DTYPES = "bool int8 uint16 int32 int64 float16 float32 float64 complex64".split()
+
+
+def random_rows(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    if dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    data = rng.integers(0, 256, (*shape, np.dtype(dtype).itemsize)).astype(np.uint8)
+    return data.view(dtype).reshape(shape)
+
+
+def random_store(path: Path, seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    """A store of random fields, and the rows of each, end to end as they are read."""
+    rng = np.random.default_rng(seed)
+    shapes = {"scalar": (), "vector": (int(rng.integers(1, 40)),), "frame": (3, 8, int(rng.integers(1, 60)))}
+    dtypes = {name: str(rng.choice(DTYPES)) for name in shapes} | {"packed": "float16", "packed32": "float32"}
+    shapes |= {"packed": (3, 9, 7), "packed32": (8, 8)}
+    found: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in shapes}
+    profile = [Codec("lz4", 1), Codec("zstd", 1, "bitshuffle"), "balanced"][seed % 3]
+    with create(path, commit_every=None, profile=profile) as writer:
+        for number in range(int(rng.integers(2, 60))):
+            length = int(rng.integers(1, 90))
+            trajectory = {}
+            for name, shape in shapes.items():
+                if name.startswith("packed"):
+                    trajectory[name] = (rng.integers(0, 256, (length, *shape)) / 255).astype(dtypes[name])
+                else:
+                    trajectory[name] = random_rows(rng, dtypes[name], (length, *shape))
+                found[name].append(trajectory[name])
+            writer.append(trajectory, number=number)
+            if rng.random() < 0.1:
+                writer.commit()
+    return {name: np.concatenate(rows) for name, rows in found.items()}
+
+
+def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Bit for bit, so that NaNs count too."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 13, 64 << 20])
+def test_rows_equal_what_was_appended(tmp_path: Path, seed: int, cache_bytes: int) -> None:
+    rows = random_store(tmp_path / "s", seed)
+    rng = np.random.default_rng(seed)
+    snapshot = open(tmp_path / "s", cache_bytes=cache_bytes).snapshots[0]
+    for name, expected in rows.items():
+        reader = snapshot.field(name)
+        total = len(expected)
+        for _ in range(2):
+            wanted = rng.integers(0, total, int(rng.integers(0, 3 * total)))
+            assert same(reader.take(wanted), expected[wanted])
+            assert same(reader.take(np.sort(wanted)), expected[np.sort(wanted)])
+            start, stop = sorted(rng.integers(0, total + 1, 2).tolist())
+            assert same(reader.read(start, stop), expected[start:stop])
+            starts = rng.integers(0, total, 20)
+            stops = np.minimum(starts + rng.integers(0, 30, 20), total)
+            assert same(
+                reader.read_runs(starts, stops), np.concatenate([expected[a:b] for a, b in zip(starts, stops)])
+            )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_equal_zarr_python(tmp_path: Path, seed: int) -> None:
+    zarr = pytest.importorskip("zarr", minversion="3.0")
+    random_store(tmp_path / "s", seed)
+    rng = np.random.default_rng(seed)
+    group = zarr.open_group(tmp_path / "s", mode="r")
+    snapshot = Snapshot.of(LocalStorage(tmp_path / "s"))
+    for path, (layout, total) in snapshot.manifest.arrays.items():
+        if not total:
+            continue
+        reader = snapshot.reader(path)
+        wanted = rng.integers(0, total, 100)
+        assert reader.layout == layout
+        assert same(reader.take(wanted), group[path].oindex[wanted])
+        assert same(reader.read(0, total), group[path][:])
+
+
+def test_into_the_callers_array(tmp_path: Path) -> None:
+    rows = random_store(tmp_path / "s", 1)
+    snapshot = open(tmp_path / "s").snapshots[0]
+    for name, expected in rows.items():
+        reader = snapshot.field(name)
+        out = np.empty_like(expected)
+        assert reader.read(0, len(expected), out) is out
+        assert same(out, expected)
+        wide = np.zeros((len(expected), 2, *expected.shape[1:]), expected.dtype)
+        reader.read(0, len(expected), wide[:, 1])  # not contiguous
+        assert same(np.ascontiguousarray(wide[:, 1]), expected)
+        assert not wide[:, 0].any()
+        into = np.random.default_rng(0).permutation(len(expected))
+        reader.take(np.arange(len(expected)), out, into)
+        assert same(out[into], expected)
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "shape"])
+def test_an_output_that_does_not_fit_is_refused(tmp_path: Path, wrong: str) -> None:
+    rows = random_store(tmp_path / "s", 2)["frame"]
+    reader = open(tmp_path / "s").snapshots[0].field("frame")
+    out = np.empty((len(rows) + (wrong == "shape"), *rows.shape[1:]), "S3" if wrong == "dtype" else rows.dtype)
+    with pytest.raises(SchemaError, match="expected"):
+        reader.read(0, len(rows), out)
+
+
+@pytest.mark.parametrize("wanted", [[-1], [0, 10**9]])
+def test_rows_that_are_not_there(tmp_path: Path, wanted: list[int]) -> None:
+    random_store(tmp_path / "s", 3)
+    with pytest.raises(NotFoundError, match="rows"):
+        open(tmp_path / "s").snapshots[0].field("scalar").take(np.array(wanted))
+
+
+def test_damage_in_any_chunk_is_found_by_every_way_of_reading(tmp_path: Path) -> None:
+    rows = random_store(tmp_path / "s", 0)["frame"]
+    snapshot = open(tmp_path / "s").snapshots[0]
+    reader = snapshot.field("frame")
+    path = tmp_path / "s" / reader.layout.shard_key(0)
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.write_bytes(data)
+    for read in (
+        lambda r: r.read(0, len(rows)),
+        lambda r: r.take(np.zeros(1, np.int64)),
+        lambda r: r.take(np.arange(len(rows))[::-1]),
+    ):
+        with pytest.raises(CorruptionError, match="crc32c"):
+            read(open(tmp_path / "s").snapshots[0].field("frame"))
+    path.unlink()
+    with pytest.raises(CorruptionError, match="missing"):
+        open(tmp_path / "s").snapshots[0].field("frame").read(0, 1)
+
+
+def test_the_cache_keeps_to_its_limit_and_serves_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_store(tmp_path / "s", 4)["frame"]
+    cache = ChunkCache(1 << 20)
+    reader = Snapshot.of(LocalStorage(tmp_path / "s"), cache).field("frame")
+    first = reader.take(np.array([5]))
+    assert 0 < cache.used <= cache.limit
+    monkeypatch.setattr(ArrayReader, "_read", None)  # nothing is read again
+    assert same(reader.take(np.array([5])), first)
+    assert same(first, rows[5:6])
+    cache.put(("a", 0, 0), np.zeros(2 << 20, np.uint8))  # larger than all of it
+    for number in range(40):
+        cache.put(("a", 0, number), np.zeros(100 << 10, np.uint8))
+        assert cache.used <= cache.limit
+    assert cache.get(("a", 0, 39)) is not None
+    assert cache.get(("a", 0, 0)) is None
+
+
+def test_threads_share_one_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_store(tmp_path / "s", 5)["packed"]
+    monkeypatch.setattr(gather, "_ALONE_BYTES", 1)
+    monkeypatch.setattr(crew, "SIZE", 4)
+    reader = open(tmp_path / "s", cache_bytes=1 << 12).snapshots[0].field("packed")
+    wanted = np.random.default_rng(0).integers(0, len(rows), (8, 300))
+    results: list[Any] = [None] * len(wanted)
+
+    def read(number: int) -> None:
+        results[number] = reader.take(wanted[number])
+
+    crew.share(read, len(wanted))
+    for found, want in zip(results, wanted):
+        assert same(found, rows[want])
+
+
+def test_the_crew_does_each_part_once_and_raises_the_first_error() -> None:
+    done: list[int] = []
+    crew.share(done.append, 100)
+    assert sorted(done) == list(range(100))
+
+    def fail(number: int) -> None:
+        if number == 3:
+            raise KeyError(number)
+        done.append(number)
+
+    with pytest.raises(KeyError):
+        crew.share(fail, 10_000)
+    assert len(done) < 10_100
