@@ -30,7 +30,7 @@ from trajstore.errors import (
 from trajstore.ingest import Ingest
 from trajstore.intake import AbsentField, Checker, LateField, extend, flatten, infer
 from trajstore.intervals import IntervalSet
-from trajstore.layout import PRIVATE, Codec
+from trajstore.layout import PRIVATE, SCRATCH, Codec, is_temporary
 from trajstore.manifest import Manifest
 from trajstore.progress import Progress
 from trajstore.schema import Clock, Column, Field, Schema, check_name
@@ -144,7 +144,8 @@ def create(
 
 def _open_session(storage: Storage, resume: bool) -> Session:
     storage.make_root()
-    present = set(storage.list("")) - {PRIVATE}
+    # A temporary file alone is what a crash leaves of the very first commit.
+    present = {name for name in storage.list("") if name != PRIVATE and not is_temporary(name)}
     if present and not resume and storage.size("zarr.json") is not None:
         raise AlreadyExistsError(
             f"{storage.describe()} exists",
@@ -154,6 +155,7 @@ def _open_session(storage: Storage, resume: bool) -> Session:
         raise AlreadyExistsError(f"{storage.describe()} holds other files", hint="choose a new or an empty folder")
     session = Session(storage)
     try:
+        storage.remove(SCRATCH)  # of dead sessions: whoever holds the lock is alone
         session.find_head()
         if session.head is not None and not resume:
             raise AlreadyExistsError(
@@ -474,7 +476,7 @@ class Writer:
         trajectories : dict of arrays, nested as you like, each with the rows of all trajectories one after the other.
         lengths : int (n,), steps of each; or a dict of such by clock. A field with n rows more than there are steps
             has one after each trajectory's last step (an observation).
-        columns : (n,) values each, or one for all.
+        columns : (n,) values each, or one for all. A negative seed stands for none.
 
         Returns
         -------
@@ -512,6 +514,7 @@ class Writer:
             again = np.ones(batch.count, np.bool_)
             again[np.unique(keys, return_index=True)[1]] = False
             again |= self._progress.completed.freeze().contains(keys)
+            again &= keys >= 0
             kept = np.flatnonzero(~again)
             if not len(kept):
                 return numbers
@@ -524,7 +527,7 @@ class Writer:
         first = self._ingest.append_many(arrays, lengths, values, batch.count)
         numbers[kept] = np.arange(first, first + batch.count)
         if keys is not None and keys.dtype.kind in "iu":
-            self._progress.attempt(keys, completed=True)
+            self._progress.attempt(keys[keys >= 0], completed=True)
         self._note(amount, batch.count)
         return numbers
 

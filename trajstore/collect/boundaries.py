@@ -19,7 +19,8 @@ class Episodes:
     """Episodes that have ended; arrays (n,).
 
     env : environment. first, last : steps, counted from the recorder's first, both inside the episode.
-    terminated, truncated : how it ended. ended : by its flags; else it was cut off. final : ``NOWHERE``, ``NEXT_ROW`` or ``GIVEN``.
+    terminated, truncated : how it ended. ended : by its flags; else it was cut off.
+    final : ``NOWHERE``, ``NEXT_ROW`` or ``GIVEN``.
     """
 
     env: Ints
@@ -77,15 +78,18 @@ class Boundaries:
         self.running = np.zeros(num_envs, np.bool_)
         self.start = np.zeros(num_envs, np.int64)
         self._resetting = np.zeros(num_envs, np.bool_)
+        self._never = np.zeros(num_envs, np.bool_)
 
-    def scan(self, terminated: Bools, truncated: Bools, active: Bools, fresh: Bools) -> Episodes:
+    def scan(
+        self, terminated: Bools, truncated: Bools, active: Bools, fresh: Bools, fresh_after: Bools | None = None
+    ) -> Episodes:
         """Go on by a chunk of steps; the episodes that end in it, in the order of their ends.
 
         Parameters
         ----------
         terminated, truncated : bool (steps, num_envs).
         active : rows that count; an episode under way ends where they cease to.
-        fresh : rows that begin an episode, whatever came before.
+        fresh : rows that begin an episode, whatever came before; ``fresh_after`` is the row after the chunk, if known.
         """
         first = self.scanned
         done = terminated | truncated
@@ -109,9 +113,9 @@ class Boundaries:
         self.scanned += len(done)
         how = done[episodes[2], episodes[0]] & (episodes[2] >= 0)
         env, begun, last = episodes
-        after = np.minimum(last + 1, len(done) - 1)
-        stopped = ~how & ~fresh[after, env]
-        final = np.where(how, NEXT_ROW if self.next_step else GIVEN, np.where(stopped, NEXT_ROW, NOWHERE))
+        after = np.concatenate([fresh, [self._never if fresh_after is None else fresh_after]])
+        ready = np.where(after[last + 1, env], NOWHERE, NEXT_ROW)  # a fresh row's observation is the next episode's
+        final = np.where(how & (not self.next_step), GIVEN, ready)
         found = Episodes(
             env, begun + first, last + first, how & terminated[last, env], ~how | truncated[last, env], final, how
         )

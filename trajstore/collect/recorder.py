@@ -16,7 +16,7 @@ import numpy as np
 from trajstore import device
 from trajstore.collect.boundaries import Boundaries, Episodes
 from trajstore.collect.ring import Ring, leaves
-from trajstore.collect.splitter import ACTIVE, COLUMN, FINAL, FRESH, Given, Splitter
+from trajstore.collect.splitter import ACTIVE, COLUMN, FINAL, FRESH, Splitter
 from trajstore.errors import QueueFullError, SchemaError, StateError, StorageError, TrajstoreError
 from trajstore.intake import as_array
 from trajstore.schema import MAIN_CLOCK, Clock, check_path, unknown
@@ -89,7 +89,6 @@ class Recorder:
         self._pid = os.getpid()
         self._ring = Ring(num_envs, min(memory_bytes // 2, _RING_BYTES))
         self._boundaries = Boundaries(num_envs, next_step=autoreset == "next_step")
-        self._given: dict[int, Given] = {}
         self._splitter = Splitter(
             writer,
             self._ring,
@@ -97,7 +96,6 @@ class Recorder:
             boundary=self._boundary,
             flags=flags,
             memory_bytes=memory_bytes - min(memory_bytes // 2, _RING_BYTES),
-            given=self._given,
             append=self._append,
         )
         # A terminated episode's final observation comes with the next row: the last row waits for it.
@@ -120,6 +118,7 @@ class Recorder:
         self._ended = 0  # steps in all, once they are known
         self._final_row = 0
         self._failure: BaseException | None = None
+        self._attempts = 0  # to append
         self._trouble: StorageError | None = None  # of the writer, which may get over it
         self._thread = threading.Thread(target=self._run, name="trajstore-recorder", daemon=True)
         writer.attach(self)
@@ -199,9 +198,29 @@ class Recorder:
                 column[np.asarray(envs)] = values
 
     def reset(self, envs: Any = None) -> None:
-        """The next step begins an episode in all environments, or in ``envs``; one under way there ends, truncated."""
-        self._fresh[slice(None) if envs is None else np.asarray(envs)] = True
+        """The next step begins an episode in all environments, or in ``envs``; one under way there ends, truncated.
+
+        An observation that was ``put`` in this step is the final one of the episodes that end here.
+        """
+        chosen = slice(None) if envs is None else np.asarray(envs)
+        if self._head and self._boundary and not self._ring.backend:
+            numbers = np.arange(self.num_envs)[chosen]
+            put = [path for path in self._begun if self._splitter.has_boundary(path)]
+            if put:
+                rows = {path: self._ring.slots[path].array[self._head % self._ring.steps][numbers] for path in put}
+                self._splitter.give(self._head - 1, numbers, rows)
+        self._fresh[chosen] = True
         self._any_fresh = True
+
+    def give(self, envs: Any, **fields: Any) -> None:
+        """Give the final observations of those environments whose episode ends with the present step.
+
+        ``envs`` : indices, ascending. ``fields`` : (len(envs), …), or dicts of such. For those who have them one by one;
+        the others pass ``final_obs`` to ``step``.
+        """
+        self._check()
+        rows = {path: np.array(as_array(path, value)) for path, value in leaves(fields)}
+        self._splitter.give(self._head, np.asarray(envs), rows)
 
     def stop(self, envs: Any) -> None:
         """Record nothing more of some environments; an episode under way there ends, truncated."""
@@ -227,7 +246,7 @@ class Recorder:
         """Keep the final observations of the environments that end; a device's are not looked at, but sent along."""
         if final_obs is None:
             flags = [values["terminated"], values["truncated"]]
-            if any(not device.on_device(flag) and flag.any() for flag in flags):
+            if self._head not in self._splitter.given and any(not device.on_device(f) and f.any() for f in flags):
                 raise SchemaError(
                     "an episode ends and final_obs is not given",
                     hint="give it with the step, or record observations='T'",
@@ -242,7 +261,7 @@ class Recorder:
         envs = np.flatnonzero(terminated | truncated)
         if len(envs):
             rows = {path: as_array(path, value).take(envs, axis=0) for path, value in found.items()}
-            self._given[self._head] = Given(envs, rows)
+            self._splitter.give(self._head, envs, rows)
 
     def _store(self, values: Mapping[str, Any], *, whole: bool) -> None:
         """Copy values to the present row of the ring."""
@@ -255,11 +274,8 @@ class Recorder:
             self._open(values)
         elif self._head - self._splitter.tail >= ring.steps:
             self._wait_for_room()
-        if self._begun:
-            twice = self._begun.intersection(values)
-            if twice:
-                raise SchemaError(f"field {sorted(twice)[0]!r} was put already in this step")
-        transfer = ring.put(self._head, values, known=len(self._begun) if whole else None)
+        known = len(self._begun - values.keys()) if whole else None
+        transfer = ring.put(self._head, values, known)
         if transfer is not None:
             self._transfers.append((self._head, transfer))
         if not whole:
@@ -269,7 +285,7 @@ class Recorder:
         """Take the fields from the first step; say now, not in the background, what the store cannot take."""
         stored = self.writer.schema.fields
         for path in values:
-            if not path.startswith("."):
+            if not path.startswith((ACTIVE, FRESH, COLUMN, FINAL)):
                 check_path(path, "field")
         self._ring.open(values, stored)
         self._half = self._ring.steps // 2
@@ -343,6 +359,7 @@ class Recorder:
     def _append(self, fields: Mapping[str, Array], lengths: Array, columns: Mapping[str, Array]) -> None:
         """Append to the writer, and again until it takes them: a disk that is full now need not be so for ever."""
         while not self._abandoned:
+            self._attempts += 1
             try:
                 self.writer.append_many(fields, lengths=lengths, **columns)
                 self._trouble = None
@@ -364,7 +381,7 @@ class Recorder:
         while (limit := self._head - lag) > self._boundaries.scanned and not self._abandoned:
             stop = splitter.next_stop(limit)
             self._receive(stop + lag)
-            splitter.store(self._kept(splitter.scan(stop)))
+            splitter.store(self._kept(splitter.scan(stop, limit + lag)))
             while splitter.release(self._head):
                 with self._changed:
                     self._changed.notify_all()
@@ -382,14 +399,14 @@ class Recorder:
             self._transfers.popleft()
 
     def _finish(self) -> None:
-        """Take the last steps and what is unfinished. A final observation that was given is a row that does not count."""
+        """Take the last steps, and what is unfinished. The last observations, if given, are a row that does not count."""
         if not self._ring.steps:
             return
         self._ended = self._head - self._final_row
         while self._boundaries.scanned < self._head:
             stop = self._splitter.next_stop(self._head)
             self._receive(stop)
-            episodes = self._splitter.scan(stop)
+            episodes = self._splitter.scan(stop, self._head)
             if not self._final_row:
                 episodes = episodes.without_row(self._head)
             self._splitter.store(self._kept(episodes))
@@ -407,11 +424,15 @@ class Recorder:
         """
         wanted = self._head - self._lag
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._done < wanted and not (self._failure or self._trouble) and self._thread.is_alive():
+        attempt = self._attempts + 1
+        while self._done < wanted and self._failure is None and self._thread.is_alive():
+            # What the writer refused before it was asked again is no news.
+            if self._trouble is not None and self._attempts > attempt:
+                break
             if deadline is not None and time.monotonic() > deadline:
                 return False
             time.sleep(0.001)
-        if timeout is None and (self._failure or self._trouble):
+        if self._done < wanted and timeout is None:
             self._refuse()
         return self._done >= wanted
 
@@ -420,15 +441,15 @@ class Recorder:
 
         Parameters
         ----------
-        final_obs : ``"T+1"``: the observations after the last step, (num_envs, …). Without them each episode that
-            needs one ends a step earlier, as truncated.
+        final_obs : ``"T+1"``: the observations after the last step, (num_envs, …), unless they were ``put`` already.
+            Without them each episode that needs one ends a step earlier, as truncated.
 
         Raises what failed in the background.
         """
         if self._closed or os.getpid() != self._pid:
             return
         try:
-            if final_obs is not None and self._boundary and self._ring.steps and self._failure is None:
+            if self._boundary and self._ring.steps and self._failure is None:
                 self._put_final_row(final_obs)
         finally:
             self._closed = True
@@ -449,11 +470,14 @@ class Recorder:
         self.writer.detach(self)
 
     def _put_final_row(self, final_obs: Any) -> None:
-        given = final_obs if len(self._boundary) > 1 else {self._boundary[0]: final_obs}
-        values = dict(leaves(given))
+        values = {}
+        if final_obs is not None:
+            values = dict(leaves(final_obs if len(self._boundary) > 1 else {self._boundary[0]: final_obs}))
+        wanted = {path for path in self._ring.slots if self._splitter.has_boundary(path)}
+        if not wanted <= values.keys() | self._begun:
+            return
         none = np.zeros(self.num_envs, np.bool_)
         values |= {"terminated": none, "truncated": none, ACTIVE: none, FRESH: none}
-        self._begun.clear()
         self._store(values, whole=False)
         self._final_row = 1
         self._head += 1
@@ -485,7 +509,8 @@ class Recorder:
         }
 
     def __repr__(self) -> str:
-        return f"<Recorder of {self.num_envs} environments: {self._head} steps, {self._splitter.trajectories} trajectories>"
+        done = self._splitter.trajectories
+        return f"<Recorder of {self.num_envs} environments: {self._head} steps, {done} trajectories>"
 
     def _check(self) -> None:
         if self._failure is not None or self._trouble is not None or self._closed or os.getpid() != self._pid:

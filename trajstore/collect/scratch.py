@@ -130,8 +130,3 @@ class Spilled:
 
     def remove(self) -> None:
         self._log.remove(self._key)
-
-
-def clear_scratch(storage: Storage) -> None:
-    """Remove what dead sessions left; called by whoever holds the store's lock."""
-    storage.remove(SCRATCH)

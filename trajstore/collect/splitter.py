@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from trajstore.collect.boundaries import GIVEN, Boundaries, Episodes
+from trajstore.collect.boundaries import GIVEN, NOWHERE, Boundaries, Episodes
 from trajstore.collect.remains import Remains
 from trajstore.collect.ring import Ring
 from trajstore.collect.scratch import SpillLog
@@ -39,12 +39,12 @@ class Splitter:
     ----------
     boundary : fields with an observation after the last step, by the names at the top.
     memory_bytes : bound of the rows set aside in memory.
-    given : final observations by step; those that have been read are taken out.
     append : takes fields, lengths and columns of many trajectories.
 
     Attributes
     ----------
     tail : steps below it have left the ring.
+    given : final observations by step, until they have been read.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class Splitter:
         boundary: tuple[str, ...],
         flags: str,
         memory_bytes: int,
-        given: dict[int, Given],
         append: Callable[[Mapping[str, Array], Ints, Mapping[str, Array]], None],
     ) -> None:
         self.tail = 0
@@ -68,7 +67,7 @@ class Splitter:
         self._boundaries = boundaries
         self._boundary = boundary
         self._flags_as_fields = flags == "fields"
-        self._given = given
+        self.given: dict[int, Given] = {}
 
     def fields(self) -> list[str]:
         """Paths of what is stored as fields."""
@@ -81,12 +80,13 @@ class Splitter:
 
     # -- steps to episodes -----------------------------------------------------------------------------------------
 
-    def scan(self, stop: int) -> Episodes:
-        """The episodes that end before step ``stop``, which is at most one chunk away (``next_stop``)."""
+    def scan(self, stop: int, head: int) -> Episodes:
+        """The episodes that end before step ``stop``, at most one chunk away (``next_stop``); ``head`` are recorded."""
         start = self._boundaries.scanned % self._ring.steps
         rows = slice(start, start + stop - self._boundaries.scanned)
         slots = self._ring.slots
-        return self._boundaries.scan(*(slots[path].array[rows] for path in (*FLAGS, ACTIVE, FRESH)))
+        after = slots[FRESH].array[stop % self._ring.steps] if stop < head else None
+        return self._boundaries.scan(*(slots[path].array[rows] for path in (*FLAGS, ACTIVE, FRESH)), after)
 
     def next_stop(self, limit: int) -> int:
         """How far to scan at once: a quarter of the ring at most, and not beyond its end."""
@@ -96,8 +96,8 @@ class Splitter:
     def store(self, episodes: Episodes) -> None:
         """Hand episodes to the writer, and forget their rows."""
         if self._boundary:
-            self._check_given(episodes)
-            stored = episodes.shortened()
+            stored = self._with_given(episodes).shortened()
+            self._check_given(stored)
         else:
             stored = episodes
         fields = self.fields()
@@ -108,8 +108,9 @@ class Splitter:
                 self._append(stored[group], fields)
         if len(episodes):
             self.remains.drop(np.unique(episodes.env))
-        for step in [step for step in list(self._given) if step < self._boundaries.scanned]:
-            del self._given[step]
+        # The next row may tell that an episode ended with the last one scanned.
+        for step in [step for step in list(self.given) if step < self._boundaries.scanned - 1]:
+            del self.given[step]
 
     def _append(self, episodes: Episodes, fields: list[str]) -> None:
         rows = _Rows(episodes, 0)
@@ -156,15 +157,40 @@ class Splitter:
 
     # -- final observations ----------------------------------------------------------------------------------------
 
+    def give(self, step: int, envs: Ints, rows: Mapping[str, Array]) -> None:
+        """Note final observations of a step; called by the caller's thread, before the next step is complete.
+
+        Those that an environment has already stay.
+        """
+        known = self.given.get(step)
+        if known is not None:
+            new = ~np.isin(envs, known.envs)
+            order = np.argsort(np.concatenate([known.envs, envs[new]]))
+            rows = {path: np.concatenate([known.rows[path], rows[path][new]])[order] for path in known.rows}
+            envs = np.concatenate([known.envs, envs[new]])[order]
+        self.given[step] = Given(envs, rows)
+
+    def _with_given(self, episodes: Episodes) -> Episodes:
+        """Episodes that were cut off have a final observation where one was given all the same."""
+        final = episodes.final.copy()
+        cut = np.flatnonzero(final == NOWHERE)
+        for step in np.unique(episodes.last[cut]).tolist():
+            if step in self.given:
+                mine = cut[episodes.last[cut] == step]
+                final[mine[np.isin(episodes.env[mine], self.given[step].envs)]] = GIVEN
+        return replace(episodes, final=final)
+
     def _check_given(self, episodes: Episodes) -> None:
         wanted = episodes.final == GIVEN
         if any(path.startswith(FINAL) for path in self._ring.slots) or not wanted.any():
             return
-        missing = set(np.unique(episodes.last[wanted]).tolist()) - set(self._given)
-        if missing:
-            raise SchemaError(
-                f"{len(missing)} steps ended episodes without final_obs", hint="give it with the step, or record 'T'"
-            )
+        for step in np.unique(episodes.last[wanted]).tolist():
+            envs = episodes.env[wanted & (episodes.last == step)]
+            if step not in self.given or not np.isin(envs, self.given[step].envs).all():
+                raise SchemaError(
+                    f"step {step} ended an episode whose final observation was not given",
+                    hint="pass final_obs with the step, or record observations='T'",
+                )
 
     def _put_given(self, path: str, values: Array, rows: _Rows, episodes: Episodes) -> None:
         wanted = np.flatnonzero(episodes.final == GIVEN)
@@ -177,7 +203,7 @@ class Splitter:
             return
         for step in np.unique(episodes.last[wanted]).tolist():
             mine = wanted[episodes.last[wanted] == step]
-            given = self._given[step]
+            given = self.given[step]
             if path not in given.rows:
                 raise SchemaError(f"final_obs has no {path!r}")
             values[rows.ends[mine]] = given.rows[path][np.searchsorted(given.envs, episodes.env[mine])]
