@@ -171,10 +171,9 @@ def test_scratch_of_a_dead_session_is_removed_at_the_next_resume(tmp_path: Path)
 
 @pytest.mark.parametrize("on_close", ["truncate", "drop"])
 def test_what_is_unfinished_at_the_end(tmp_path: Path, on_close: str) -> None:
-    with trajstore.create(tmp_path / "s") as writer:
-        with Recorder(writer, 3, on_close=on_close) as recorder:
-            for t in range(5):
-                recorder.step(x=np.arange(3) + 10 * t, terminated=np.arange(3) == t - 2)
+    with trajstore.create(tmp_path / "s") as writer, Recorder(writer, 3, on_close=on_close) as recorder:
+        for t in range(5):
+            recorder.step(x=np.arange(3) + 10 * t, terminated=np.arange(3) == t - 2)
     ds = trajstore.open(tmp_path / "s")
     found = [(int(ds.table["env"][i]), ds[i]["x"][:].tolist(), bool(ds.table["truncated"][i])) for i in range(len(ds))]
     ended = [(0, [0, 10, 20], False), (1, [1, 11, 21, 31], False), (2, [2, 12, 22, 32, 42], False)]
@@ -182,10 +181,9 @@ def test_what_is_unfinished_at_the_end(tmp_path: Path, on_close: str) -> None:
 
 
 def test_flags_may_be_fields(tmp_path: Path) -> None:
-    with trajstore.create(tmp_path / "s") as writer:
-        with Recorder(writer, 2, flags="fields") as recorder:
-            for t in range(3):
-                recorder.step(x=np.arange(2), terminated=[t == 1, False])
+    with trajstore.create(tmp_path / "s") as writer, Recorder(writer, 2, flags="fields") as recorder:
+        for t in range(3):
+            recorder.step(x=np.arange(2), terminated=[t == 1, False])
     ds = trajstore.open(tmp_path / "s")
     assert [ds[i]["terminated"][:].tolist() for i in range(3)] == [[False, True], [False], [False] * 3]
     assert [ds[i]["truncated"][:].tolist() for i in range(3)] == [[False] * 2, [True], [False, False, True]]
@@ -271,10 +269,15 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         recorder.flush()
         writer._failure = full  # as a background commit leaves it
         steps = 1
-        with pytest.raises(StorageError, match="full"):
+
+        def record_for_ever() -> None:
+            nonlocal steps
             while True:
                 recorder.step(x=np.arange(2) + 2 * steps, terminated=[True, True])
                 steps += 1
+
+        with pytest.raises(StorageError, match="full"):
+            record_for_ever()
         writer.commit()
         recorder.step(x=np.arange(2) + 2 * steps, terminated=[True, True])
         steps += 1

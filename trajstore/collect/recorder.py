@@ -215,8 +215,8 @@ class Recorder:
     def give(self, envs: Any, **fields: Any) -> None:
         """Give the final observations of those environments whose episode ends with the present step.
 
-        ``envs`` : indices, ascending. ``fields`` : (len(envs), …), or dicts of such. For those who have them one by one;
-        the others pass ``final_obs`` to ``step``.
+        ``envs`` : indices, ascending. ``fields`` : (len(envs), …), or dicts of such. For those who have them one by
+        one; the others pass ``final_obs`` to ``step``.
         """
         self._check()
         rows = {path: np.array(as_array(path, value)) for path, value in leaves(fields)}
@@ -385,7 +385,7 @@ class Recorder:
             while splitter.release(self._head):
                 with self._changed:
                     self._changed.notify_all()
-        self._done = self._boundaries.scanned
+            self._done = stop
 
     def _kept(self, episodes: Episodes) -> Episodes:
         """At the end, without those that nothing but the end has cut, if they are to be dropped."""
@@ -399,7 +399,7 @@ class Recorder:
             self._transfers.popleft()
 
     def _finish(self) -> None:
-        """Take the last steps, and what is unfinished. The last observations, if given, are a row that does not count."""
+        """Take the last steps, and what is unfinished. Observations given at the end are a row that does not count."""
         if not self._ring.steps:
             return
         self._ended = self._head - self._final_row

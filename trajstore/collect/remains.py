@@ -72,7 +72,7 @@ class Remains:
         self._pieces: list[_Piece] = []
 
     def add(self, first: int, stop: int, envs: Ints, begin: Ints, rows: Mapping[str, Array]) -> None:
-        """Take rows of steps ``[first, stop)``: those of each of ``envs`` from ``begin`` on, one environment's together."""
+        """Take rows of steps ``[first, stop)``: those of each of ``envs`` from ``begin`` on, one env's together."""
         piece = _Piece(first, stop, envs, begin, stop - begin, self._num_envs)
         piece.rows = dict(rows)
         self._pieces.append(piece)

@@ -21,7 +21,10 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 # Slots of the ring that are no fields of their own; no user's field can begin so.
 ACTIVE, FRESH, COLUMN, FINAL = ".active", ".fresh", ".column/", ".final/"
 FLAGS = ("terminated", "truncated")
-_GROUP_BYTES = 16 << 20  # of rows handed to the writer at once
+# Of rows taken in hand at once. NumPy holds the interpreter's lock while it spreads indices, and the caller waits for
+# it: at 64 Ki rows, a fraction of a millisecond.
+_GROUP_BYTES = 16 << 20
+_GROUP_ROWS = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,15 @@ class Splitter:
         start = self._boundaries.scanned % self._ring.steps
         rows = slice(start, start + stop - self._boundaries.scanned)
         slots = self._ring.slots
+        terminated, truncated, active, fresh = (slots[path].array[rows] for path in (*FLAGS, ACTIVE, FRESH))
         after = slots[FRESH].array[stop % self._ring.steps] if stop < head else None
-        return self._boundaries.scan(*(slots[path].array[rows] for path in (*FLAGS, ACTIVE, FRESH)), after)
+        return self._boundaries.scan(terminated, truncated, active, fresh, after)
 
     def next_stop(self, limit: int) -> int:
         """How far to scan at once: a quarter of the ring at most, and not beyond its end."""
         first, steps = self._boundaries.scanned, self._ring.steps
-        return min(limit, first + max(steps // 4, 1), first - first % steps + steps)
+        chunk = max(min(steps // 4, _GROUP_ROWS // self._ring.num_envs), 1)
+        return min(limit, first + chunk, first - first % steps + steps)
 
     def store(self, episodes: Episodes) -> None:
         """Hand episodes to the writer, and forget their rows."""
@@ -102,7 +107,8 @@ class Splitter:
             stored = episodes
         fields = self.fields()
         row_bytes = sum(self._ring.slots[path].step_bytes for path in fields) // self._ring.num_envs
-        groups = np.cumsum(stored.lengths * row_bytes) // _GROUP_BYTES
+        group_rows = max(min(_GROUP_BYTES // max(row_bytes, 1), _GROUP_ROWS), 1)
+        groups = np.cumsum(stored.lengths) // group_rows
         for group in np.split(np.arange(len(stored)), np.flatnonzero(np.diff(groups)) + 1):
             if len(group):
                 self._append(stored[group], fields)
@@ -221,7 +227,7 @@ class Splitter:
         self.tail = max(self.tail, min(oldest, scanned))
         half = self._ring.steps // 2
         if head - self.tail > half:
-            stop = min(scanned, self.tail + half)
+            stop = min(scanned, self.tail + min(half, max(2 * _GROUP_ROWS // self._ring.num_envs, 1)))
             if stop > self.tail:
                 self._set_aside(stop)
                 self.tail = stop
