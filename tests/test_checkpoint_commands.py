@@ -266,7 +266,9 @@ def test_a_navrl_folder_in_place(tmp_path):
         file = tmp_path / "c" / name
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 0x55
+        status = file.stat()
         file.write_bytes(data)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert {name for name, _ in verify(tmp_path / "c")} == {"checkpoint_1000.pt.lz4", "checkpoint_2000.pt"}
     prune(tmp_path / "c", keep_last=1)
     assert [p.name for p in (tmp_path / "c").glob("*.pt*")] == ["checkpoint_final.pt.lz4"]

@@ -17,7 +17,9 @@ from trajstore.checkpoint import Checkpoints  # noqa: E402
 from trajstore.checkpoint.dcp import Reader, Writer  # noqa: E402
 from trajstore.checkpoint.retention import Retention  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore::FutureWarning", "ignore:.*no_dist")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.distributed is disabled", "ignore::FutureWarning", "ignore:.*no_dist"
+)
 
 
 def a_state(value):
@@ -26,7 +28,12 @@ def a_state(value):
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(4, 20)).sum().backward()
     optimizer.step()
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": value, "bf16": torch.randn(5).bfloat16()}
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": value,
+        "bf16": torch.randn(5).bfloat16(),
+    }
 
 
 def same(left, right):
