@@ -18,7 +18,7 @@ from typing import Any
 from bench.rows import ROWS, Bench, Claim, SkipRow
 
 #: Modules of this package that enter rows, in the order of the table.
-MODULES: list[str] = []
+MODULES = ["reading"]
 
 _VERSIONS = "numpy numcodecs zarr tensorstore zarrs h5py torch torchrl dask".split()
 

@@ -1,0 +1,55 @@
+"""TensorStore on local files, with threads for the cores there are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from trajstore.layout import Codec
+
+
+def context(cache: int = 0) -> Any:
+    return ts.Context(
+        {
+            "data_copy_concurrency": {"limit": os.cpu_count()},
+            "file_io_concurrency": {"limit": 4},
+            "cache_pool": {"total_bytes_limit": cache},
+        }
+    )
+
+
+def opened(path: Path) -> Any:
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    return ts.open(spec, open=True, read=True, context=context()).result()
+
+
+def create(path: Path, rows: np.ndarray[Any, Any], *, chunk: int, codec: Codec) -> None:
+    """One array, one file a chunk: the chunking at which its random reads are fastest."""
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path)},
+        "metadata": {
+            "shape": list(rows.shape),
+            "data_type": rows.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk, *rows.shape[1:]]}},
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {
+                    "name": "blosc",
+                    "configuration": {
+                        "cname": codec.cname,
+                        "clevel": codec.clevel,
+                        "shuffle": codec.shuffle,
+                        "typesize": rows.dtype.itemsize,
+                        "blocksize": 0,
+                    },
+                },
+            ],
+        },
+    }
+    array = ts.open(spec, create=True, delete_existing=True, context=context()).result()
+    array.write(rows).result()
