@@ -49,7 +49,7 @@ FLOORS: list[tuple[str, set[str]]] = [
         "operations: on whole datasets and files",
         {"compact", "merge", "npz", "receipt", "routes", "verify"}
         | {"damage", "info", "shardcheck", "tablecheck"}
-        | {"amendment", "assembly", "delete", "derive", "heritage", "move", "plan", "split", "tasks"}
+        | {"amendment", "assembly", "delete", "derive", "heritage", "move", "plan", "rlinf", "split", "tasks"}
         | {"cutting", "replay", "replayindex", "samples"},
     ),
     (
@@ -76,7 +76,7 @@ HEAVY = {
     "matplotlib": {"checkpoint.plot"},
     "pandas": {"view"},
     "rich": {"cli"},
-    "torch": {"checkpoint", "collect", "compat", "torch"},
+    "torch": {"checkpoint", "collect", "compat", "rlinf", "torch"},
     "xarray": {"view"},
     "zarr": {"demo", "view"},
 }

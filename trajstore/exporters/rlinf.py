@@ -1,0 +1,143 @@
+"""A store's trajectories as folders of RLinf's embodied replay buffer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from trajstore.assembly import Scaffold, located
+from trajstore.dataset import Dataset, Trajectory
+from trajstore.errors import SchemaError
+from trajstore.layout import PRIVATE
+from trajstore.rlinf import joined, save_batch, write_index
+from trajstore.rlinf.batch import ENTRY, MIDDLE, NUMBER, OTHER, RANK, WEIGHTS, groups
+from trajstore.rlinf.folder import SUFFIXES, file_name
+from trajstore.storage import Storage
+
+__all__ = ["export_rlinf"]
+
+
+def export_rlinf(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "pt",
+    by_rank: bool = False,
+    seed: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write a dataset as a buffer folder that ``TrajectoryReplayBuffer.load_checkpoint`` takes.
+
+    Parameters
+    ----------
+    dataset : of a store that ``import_rlinf`` made, or any other; without the columns ``batch`` and ``env`` each
+        trajectory is a batch of one environment. A batch of which only some environments are chosen is written with
+        these.
+    path : a new folder; it appears whole or not at all.
+    format : ``"pt"``, or ``"pkl"``, which is a pickle: only when it is asked for.
+    by_rank : folders ``rank_*`` with the ids that the batches had; otherwise one folder, numbered from 0.
+    seed : of the metadata; by default the one that was imported.
+
+    Returns
+    -------
+    int
+        Number of batches.
+
+    Raises
+    ------
+    AlreadyExistsError, MissingDependencyError
+    SchemaError : the environments of a batch differ in length, or two batches of a rank have one id.
+    """
+    if format not in SUFFIXES:
+        raise SchemaError(f"{format!r} is no format of this buffer", hint="pt or pkl")
+    found = list(groups(dataset))
+    table = dataset.table
+    ranks = table[RANK] if by_rank and RANK in table else None
+    numbers = table[NUMBER] if by_rank and NUMBER in table else None
+    if by_rank and (ranks is None or numbers is None):
+        raise SchemaError("the trajectories have no rank", hint="leave by_rank out")
+    folders: dict[str, dict[int, dict[str, Any]]] = {}
+    scaffold = Scaffold(path)
+    with scaffold as session:
+        storage = session.storage
+        for done, chosen in enumerate(found):
+            folder = "" if ranks is None else f"rank_{int(ranks[chosen[0]])}"
+            number = done if numbers is None else int(numbers[chosen[0]])
+            entries = folders.setdefault(folder, {})
+            if number in entries:
+                raise SchemaError(f"two batches of {folder} have the id {number}", hint="leave by_rank out")
+            if not entries and folder:
+                storage.make_folder(folder)
+            entries[number] = _write(storage, folder, number, dataset, chosen, format)
+            if progress is not None:
+                progress(done + 1, len(found))
+        if not found:
+            folders[""] = {}
+        for folder, entries in folders.items():
+            inside = storage.child(folder) if folder else storage
+            write_index(inside, entries, list(entries), _metadata(dataset, folder, entries, format, seed))
+            inside.sync_folder("")
+        storage.sync_folder("")
+        scaffold.publish()
+    parent, name = located(path)
+    parent.remove(f"{name}/{PRIVATE}")  # the lock; the folder is theirs
+    return len(found)
+
+
+def _write(
+    storage: Storage, folder: str, number: int, dataset: Dataset, chosen: np.ndarray[Any, Any], kind: str
+) -> dict[str, Any]:
+    """Write one batch file; its entry in the index."""
+    first = dataset[int(chosen[0])]
+    value: dict[str, Any] = {}
+    if "max_episode_length" in first and int(first["max_episode_length"]) >= 0:
+        value["max_episode_length"] = int(first["max_episode_length"])
+    weights = _value(first, WEIGHTS)
+    if weights is not None:
+        value[WEIGHTS] = weights
+    value |= _value(first, OTHER) or {}
+    value |= joined(dataset, chosen)
+    middle = _value(first, MIDDLE) or weights or ""
+    name = file_name(number, middle, kind)
+    save_batch(storage, f"{folder}/{name}" if folder else name, value)
+    entry = dict(_value(first, ENTRY) or {})
+    shape = next((list(value[n].shape) for n in ("prev_logprobs", "rewards", "actions") if n in value), [])
+    entry.update(
+        num_samples=int(np.prod(shape[:2])),
+        trajectory_id=number,
+        max_episode_length=value.get("max_episode_length", entry.get("max_episode_length", 0)),
+        shape=shape,
+        model_weights_id=entry.get("model_weights_id", weights or ""),
+    )
+    return entry
+
+
+def _value(trajectory: Trajectory, name: str) -> Any:
+    return trajectory[name] if name in trajectory else None  # noqa: SIM401 (its errors are no KeyError)
+
+
+def _metadata(
+    dataset: Dataset, folder: str, entries: Mapping[int, Mapping[str, Any]], kind: str, seed: int | None
+) -> dict[str, Any]:
+    known = _imported(dataset)
+    rank = folder.removeprefix("rank_")
+    before = known.get(rank, {}) if folder else next(iter(known.values()), {})
+    counter = max([*entries, -1]) + 1
+    return {
+        **before,
+        "trajectory_format": kind,
+        "size": len(entries),
+        "total_samples": sum(int(entry["num_samples"]) for entry in entries.values()),
+        "trajectory_counter": max(counter, int(before.get("trajectory_counter", 0))) if folder else counter,
+        "seed": seed if seed is not None else before.get("seed", 1234),
+    }
+
+
+def _imported(dataset: Dataset) -> Mapping[str, Any]:
+    """The metadata of each rank that was imported, if they are all of one import."""
+    state = dataset.snapshots[0].manifest.progress.get("state", {})
+    known = state.get("rlinf", {}) if isinstance(state, Mapping) else {}
+    return known if isinstance(known, Mapping) else {}
