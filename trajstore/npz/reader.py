@@ -265,10 +265,24 @@ class NpzReader:
                 yield file, self._header(file, info)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise CorruptionError(f"{self._place(name)} is cut off or damaged: {error}", hint=_HINT) from error
+        except FormatError as error:
+            if not isinstance(error, (CorruptionError, NotStreamableError)) and self._is_damaged(info):
+                raise CorruptionError(f"{self._place(name)} is damaged: its checksum differs", hint=_HINT) from error
+            raise
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"could not read {self._place(name)}: {error.strerror}", errno=error.errno) from error
+
+    def _is_damaged(self, info: zipfile.ZipInfo) -> bool:
+        """Whether nonsense was met because the bytes are not those that were written."""
+        try:
+            with self._open(info) as file:
+                while file.read(_BLOCK):
+                    pass
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, FormatError):
+            return True
+        return False
 
     def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
         try:

@@ -130,8 +130,7 @@ class RoutesView:
         template = next((state["meta"] for state in self._states if isinstance(state.get("meta"), dict)), None)
         meta = dict(template) if template is not None else self._meta_from_config()
         if len(self._states) > 1:
-            tried = [state.get("seeds_attempted", 0) for state in self._states]
-            meta["seeds_attempted"] = sum(int(n) for n in tried)
+            meta["seeds_attempted"] = sum(int(state.get("seeds_attempted") or 0) for state in self._states)
         if meta.get("num_tasks_collected") != count:
             meta["num_tasks_collected"] = count
         return meta

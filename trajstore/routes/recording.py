@@ -133,7 +133,7 @@ class RouteRecorder:
         if value is None:
             values[EPISODES_INDEX] = None
             return
-        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        if isinstance(value, np.ndarray):  # equal counts make a row of an array, not a list
             value = value.tolist()
         rows, values[EPISODES_INDEX] = pack(value, self._spec)
         fields.update(rows)
