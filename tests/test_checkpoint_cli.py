@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 
-click_testing = pytest.importorskip("click.testing")
+click = pytest.importorskip("click")
+
+from click.testing import CliRunner  # noqa: E402
 
 from trajstore.checkpoint import Checkpoints  # noqa: E402
 from trajstore.cli.checkpoint import checkpoint_group, runs_group  # noqa: E402
@@ -26,7 +28,7 @@ def folder(tmp_path):
 
 
 def run(*words, group=checkpoint_group, input=None):
-    result = click_testing.CliRunner().invoke(group, [str(word) for word in words], input=input, standalone_mode=False)
+    result = CliRunner().invoke(group, [str(word) for word in words], input=input, standalone_mode=False)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -66,7 +68,7 @@ def test_prune(folder):
         "step-000001000000",
         "step-000003000000",
     ]
-    with pytest.raises(click_testing.click.UsageError, match="no number of steps"):
+    with pytest.raises(click.UsageError, match="no number of steps"):
         run("prune", folder, "--keep", "x")
 
 
