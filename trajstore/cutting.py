@@ -186,14 +186,14 @@ def known_clock(clocks: set[Clock], counts: Ints, lengths: Ints) -> Clock:
 
     One that says nothing, but on which every trajectory has as many rows as steps (or one more), counts as such a one.
     """
-    if clocks == {Clock("main")}:
-        return Clock("main")
+    if len(clocks) == 1 and (known := next(iter(clocks))).relation != "none":
+        return known
     there = counts >= 0
     if bool((counts == lengths)[there].all()):
         return Clock("main")
     if bool((counts == lengths + 1)[there].all()):
         return Clock("last_row_extra")
-    return next(iter(clocks)) if len(clocks) == 1 else Clock("none")
+    return Clock("none")
 
 
 def _take(rows: RowSource, trajectories: Ints, place: Ints) -> Array:

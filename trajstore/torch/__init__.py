@@ -6,9 +6,11 @@ Importing this imports torch; nothing below it does.
 from __future__ import annotations
 
 from trajstore.cutting import Transitions
+from trajstore.replay import Priorities
 from trajstore.sampler import Batches, Order, quality
 from trajstore.torch.datasets import StepDataset, Stream, TrajectoryDataset, TransitionDataset, WindowDataset
 from trajstore.torch.loader import Loader
+from trajstore.torch.replay import ReplayBuffer
 from trajstore.torch.tensors import collate, to_device, to_tensordict, to_tensors
 from trajstore.windows import Window
 
@@ -16,6 +18,8 @@ __all__ = [
     "Batches",
     "Loader",
     "Order",
+    "Priorities",
+    "ReplayBuffer",
     "StepDataset",
     "Stream",
     "TrajectoryDataset",
