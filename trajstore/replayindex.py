@@ -229,8 +229,8 @@ class LiveIndex:
 
     def add(self, number: int, trajectory: Mapping[str, Any], columns: Mapping[str, Any], schema: Schema) -> None:
         """A trajectory that was appended, and is not committed yet: a copy of it is kept until it is."""
-        for path, spec in schema.fields.items():
-            known, clock = self.schema.fields.get(path), str(spec.clock)
+        for path, now in schema.fields.items():
+            known, clock = self.schema.fields.get(path), str(now.clock)
             if known is not None and known.clock != clock and clock not in self._pairs:
                 # The field was given a clock of its own, on which all before lies as on the old one.
                 self._pairs[clock] = self._pairs[str(known.clock)].copy()
