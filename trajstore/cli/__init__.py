@@ -19,6 +19,11 @@ COMMANDS = {
     "import": ("trajstore.cli.transfer:import_", "Take data of another format into a new store."),
     "export": ("trajstore.cli.transfer:export", "Write a store's trajectories in another format."),
     "verify": ("trajstore.cli.verify:verify", "Check every checksum, and name the trajectories that are damaged."),
+    "merge": ("trajstore.cli.merge:merge", "Merge stores into a new one, by linking files where they fit."),
+    "split": ("trajstore.cli.split:split", "Split a store into several, each trajectory into exactly one."),
+    "delete": ("trajstore.cli.delete:delete", "Delete trajectories by one commit; they can be brought back."),
+    "undelete": ("trajstore.cli.delete:undelete", "Bring deleted trajectories back."),
+    "add-column": ("trajstore.cli.add_column:add_column", "Add a column, or a derived field, to a store."),
     "demo": ("trajstore.cli.demo:demo", "Collect, kill -9, resume, check, slice and export, in under a minute."),
 }
 

@@ -37,6 +37,12 @@ FORMATS = {
         suffixes=(".npz",),
         markers=("manifest.json", "shards"),
     ),
+    "rlinf": Format(
+        "folders of RLinf's embodied replay buffer",
+        "trajstore.importers.rlinf:import_rlinf",
+        "trajstore.exporters.rlinf:export_rlinf",
+        markers=("trajectory_index.json", "trajector_index.json", "rank_0", "rank_1"),
+    ),
 }
 
 
