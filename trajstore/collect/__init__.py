@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from trajstore.collect.recorder import Recorder
+from trajstore.collect.seeds import SeedDispenser, split_seeds
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "SeedDispenser", "split_seeds"]
