@@ -1,10 +1,9 @@
 """``python -m bench.kills``: what is left of a collection that is killed with SIGKILL, for each way of storing it.
 
-A child process collects one episode for each seed and says, once its storage has told it that an episode is saved, which
-one. It is killed at a random moment, started again where its own storage says it stands, and so on; the last child runs
-to the end. Then the seeds that were reported saved are compared with those that can be read. The ways other than
-trajstore are those of five systems in use, cut down to what they do on disk, in the same order, with the same settings;
-where a file cannot be opened after a kill, the child moves it away and begins again, as its user would.
+A child process collects one episode for each seed and says which ones its storage has reported saved. It is killed at a
+random moment and started again where its own storage says it stands; the last child runs to the end. After each kill
+everything is read and compared. The ways other than trajstore are those of collectors in use, cut down to what they do
+on disk, in the same order; where the files cannot be opened after a kill, the child moves them away and begins again.
 """
 
 from __future__ import annotations
@@ -291,7 +290,7 @@ def _replace(path: Path, text: str) -> None:
 def campaign(way: str, folder: Path, kills: int, count: int, chance: random.Random) -> dict[str, Any]:
     """Kill a collection so many times, look after each kill at what can be read, let it end, and count."""
     saved: set[int] = set()
-    unreadable = lost = 0
+    live = unreadable = lost = 0
     for number in range(kills + 1):
         command = [sys.executable, "-m", "bench.kills", "--child", way, str(folder), str(count)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
@@ -301,25 +300,34 @@ def campaign(way: str, folder: Path, kills: int, count: int, chance: random.Rand
                 further = max((count - len(saved)) // (2 * (kills - number)), 1)
                 _listen(child.stdout, saved, min(len(saved) + further, count - 1))
                 time.sleep(chance.random() * 0.3)
+                live += _seeds(way, folder) is None
                 child.kill()
             _listen(child.stdout, saved, count + 1)
         if number == kills and child.returncode:
             raise RuntimeError(f"{way}: the child failed with status {child.returncode}")
-        try:
-            seeds = [seed for seed, rows in WAYS[way].read(folder) if same(rows, episode(seed))]
-        except Exception:
-            seeds, unreadable = [], unreadable + 1
+        found = _seeds(way, folder)
+        unreadable += found is None
+        seeds = found or []
         lost += len(saved - set(seeds))
         saved &= set(seeds)
     return {
         "way": WAYS[way].title,
         "kills": kills,
+        "live": live,
         "unreadable": unreadable,
         "lost": lost,
         "missing": len(set(range(count)) - set(seeds)),
         "twice": sum(number - 1 for number in Counter(seeds).values()),
         "episodes": count,
     }
+
+
+def _seeds(way: str, folder: Path) -> list[int] | None:
+    """The seeds whose episodes can be read and are right; ``None`` where the whole cannot be opened."""
+    try:
+        return [seed for seed, rows in WAYS[way].read(folder) if same(rows, episode(seed))]
+    except Exception:
+        return None
 
 
 def _listen(lines: Iterable[bytes], saved: set[int], until: int) -> None:
@@ -362,10 +370,14 @@ def main() -> int:
         return 0
     kills, episodes = options.kills, options.episodes
     print(f"\n{episodes} episodes, kill -9 at {kills} random moments, resumed each time\n")
-    print("| stored as | cannot be opened afterwards | saved, then lost | missing at the end | stored twice |")
-    print("|---|---|---|---|---|")
+    print(
+        "| stored as | cannot be read while written | cannot be opened after the kill "
+        "| saved, then lost | missing at the end | stored twice |"
+    )
+    print("|---|---|---|---|---|---|")
     for r in results:
-        print(f"| {r['way']} | {r['unreadable']} of {kills} | {r['lost']} | {r['missing']} | {r['twice']} |")
+        counts = f"{r['live']} of {kills} | {r['unreadable']} of {kills} | {r['lost']} | {r['missing']} | {r['twice']}"
+        print(f"| {r['way']} | {counts} |")
     return 0
 
 
