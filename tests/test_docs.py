@@ -1,8 +1,8 @@
 """Documentation runs, or it lies.
 
-Every ```` ```python ```` block of README.md and docs/*.md is executed: those of a page in order, in one namespace, in
-an empty folder. What a page needs and does not show stands in a comment, ``<!-- setup: ... -->``, and is executed in its
-place. A page ends quietly where it imports an optional package that is not installed. A block marked
+Every ```` ```python ```` block of README.md and docs/*.md is executed: those of a page in order, in one namespace and
+an empty folder. What a page needs and does not show stands in a comment, ``<!-- setup: ... -->``, and is executed in
+its place. A page ends quietly where it imports an optional package that is not installed. A block marked
 ```` ```python no-run: reason ```` is not executed.
 """
 
