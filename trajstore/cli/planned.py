@@ -14,7 +14,7 @@ def show_plan(title: str, summary: Mapping[str, Any], *, err: bool) -> None:
     """Print a ``Plan.summary()``; to stderr when it only precedes the result."""
     click.echo(
         f"{title}: {number(summary['trajectories'])} trajectories, {number(summary['steps'])} steps "
-        f"from {number(summary['stores'])} store{'s' if summary['stores'] != 1 else ''}; {size(summary['linked_bytes'])} in "
+        f"from {_stores(summary['stores'])}; {size(summary['linked_bytes'])} in "
         f"{number(summary['linked_shards'])} files linked, {size(summary['encoded_raw_bytes'])} (raw) encoded anew",
         err=err,
     )
@@ -35,3 +35,7 @@ def show_fields(summary: Mapping[str, Any]) -> None:
         for path, entry in summary["fields"].items()
     ]
     print_table(("field", "linked files", "bytes", "encoded files", "raw bytes"), rows, indent="  ")
+
+
+def _stores(count: int) -> str:
+    return "1 store" if count == 1 else f"{number(count)} stores"
