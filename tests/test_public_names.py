@@ -7,7 +7,18 @@ import types
 import trajstore
 
 PUBLIC = {
+    "Clock",
+    "Codec",
+    "Column",
+    "Dataset",
+    "Field",
+    "Trajectory",
+    "TrajstoreError",
+    "Writer",
     "__version__",
+    "create",
+    "load_routes",
+    "open",
 }
 
 

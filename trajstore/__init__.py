@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import typing
 
 from trajstore.__about__ import __version__
 from trajstore.dataset import Dataset, Trajectory, open
@@ -27,9 +27,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+if typing.TYPE_CHECKING:
+    from trajstore.compat.routes import load_routes
+
+
+def __getattr__(name: str) -> object:
     if name == "load_routes":
         from trajstore.compat.routes import load_routes
 
         return load_routes
     raise AttributeError(f"module 'trajstore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -269,9 +269,13 @@ def _kill_once(
 def _finish(command: list[str], log: set[int], episodes: int, counted: Callable[[int, int], None]) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
-        for line in child.stdout:
-            log.add(int(line))
-            counted(len(log), episodes)
+        try:
+            for line in child.stdout:
+                log.add(int(line))
+                counted(len(log), episodes)
+        except BaseException:
+            child.terminate()
+            raise
     if child.returncode:
         raise StateError(f"the collector failed with status {child.returncode}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import click
@@ -77,8 +78,7 @@ def demo(
             + ("nothing lost." if report.ok else "AND SOMETHING IS WRONG.")
             + f" {report.seconds:.0f} s."
         )
-        click.echo(
-            f"\nLook around:\n  trajstore info {report.store}\n  trajstore ls {report.store} --sort return -r -n 5"
-        )
+        me = "trajstore" if shutil.which("trajstore") else sys.argv[0]
+        click.echo(f"\nLook around:\n  {me} info {report.store}\n  {me} ls {report.store} --sort return -r -n 5")
     if not report.ok:
         ctx.exit(DAMAGE)
