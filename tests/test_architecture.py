@@ -30,6 +30,7 @@ FLOORS: list[tuple[str, set[str]]] = [
             "appender",
             "arraywriter",
             "batch",
+            "cache",
             "commit",
             "crew",
             "device",
@@ -40,6 +41,7 @@ FLOORS: list[tuple[str, set[str]]] = [
             "repack",
             "seals",
             "sets",
+            "staging",
         }
         | {"order", "partition", "shardfile", "signals", "snapshot"}
         | {"sumtree", "windows"},

@@ -164,7 +164,8 @@ def test_torchrun(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     script = tmp_path / "collect.py"
     script.write_text(TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", "--local-addr=127.0.0.1", str(script)]
     done = subprocess.run(
         [*command, str(tmp_path / "run")],
         env={**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"},

@@ -6,7 +6,7 @@ Torch is never imported here: a tensor exists only where it has been.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,9 +93,24 @@ class Transfer:
 
 
 def on_device(value: Any) -> bool:
-    """Whether a value is a tensor that lies in a device's memory."""
+    """Whether a value is a tensor in the memory of a device that copies on streams (CUDA; ROCm calls itself so too)."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor) and value.device.type != "cpu"
+    return torch is not None and isinstance(value, torch.Tensor) and value.is_cuda
+
+
+def holds(trajectory: Any) -> bool:
+    """Whether any value of a nested dict lies in a device's memory."""
+    if "torch" not in sys.modules:
+        return False
+    if isinstance(trajectory, Mapping):
+        return any(holds(value) for value in trajectory.values())
+    return on_device(trajectory)
+
+
+def stand_in(tensor: Any) -> Any:
+    """A tensor of the same shape and dtype on the host that takes no memory; for checks that look at no value."""
+    torch = sys.modules["torch"]
+    return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def host_view(tensor: Any) -> np.ndarray[Any, Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
-from trajstore import signals, typedjson
+from trajstore import device, signals, typedjson
 from trajstore.batch import Batch
 from trajstore.commit import Session, make_root_of_parts
 from trajstore.config import compare_config, describe_config, mismatch
@@ -35,6 +37,7 @@ from trajstore.manifest import Manifest
 from trajstore.progress import Progress
 from trajstore.schema import Clock, Column, Field, Schema, check_name
 from trajstore.snapshot import Snapshot
+from trajstore.staging import Staging
 from trajstore.storage import LocalStorage, Storage
 
 COMMIT_EVERY = 10.0  # seconds
@@ -184,6 +187,13 @@ def _codec(profile: str | Codec) -> Codec:
         raise SchemaError(f"{profile!r} is no profile", hint="one of " + ", ".join(PROFILES)) from None
 
 
+def _owned(value: Any) -> Any:
+    """A value that its caller may change from now on."""
+    if device.on_device(value) or isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return copy.deepcopy(value.detach() if hasattr(value, "detach") else value)
+
+
 class _Lock:
     """A lock that knows whether the calling thread holds it (a signal handler must not wait for its own thread)."""
 
@@ -255,6 +265,9 @@ class Writer:
         self._session = session
         self._part = part
         self._sources: list[Source] = []
+        self._order = threading.Lock()  # of appends, once some are on their way from a device; taken before the other
+        self._staging: Staging | None = None
+        self._reserved = -1  # the last id given to a trajectory on its way
         self._lock = _Lock()
         self._committing = _Lock()
         self._pid = os.getpid()
@@ -431,12 +444,79 @@ class Writer:
         if self._closed or self._failure is not None or os.getpid() != self._pid:
             self._refuse()
         with self._lock:
-            if self._checker is None:
-                self._learn(trajectory, columns)
-            number = self._append(trajectory, columns)
+            at_once = self._checker is None or not (self._staging or device.holds(trajectory))
+            if at_once:
+                if self._checker is None:
+                    self._learn(trajectory, columns)
+                number = self._append(trajectory, columns)
+        if not at_once:
+            number = self._stage(trajectory, columns)
         if self._wanted or signals.deferred:
             self._after_append()
         return number
+
+    def _stage(self, trajectory: Mapping[str, Any], columns: Mapping[str, Any]) -> int | None:
+        """Append a trajectory of device tensors without waiting for them, or another one behind those."""
+        with self._order:
+            if device.holds(trajectory):
+                if self._staging is None:
+                    self._staging = Staging(self._append_staged, self._ingest.budget.limit)
+                    self._sources.append(self._staging)
+                staging = self._staging
+                try:
+                    with self._lock:
+                        found = self._reserve(trajectory, columns)
+                    if found is None:
+                        return None
+                    number, flat, key = found
+                    staging.put({path: _owned(value) for path, value in flat.items()}, {}, key)
+                    self._reserved = number
+                    return number
+                except (AbsentField, LateField):
+                    pass  # the schema is about to change: wait for the values, this once
+            if self._staging is not None:
+                self._staging.flush()
+            with self._lock:
+                return self._append(trajectory, columns)
+
+    def _reserve(
+        self, trajectory: Mapping[str, Any], columns: Mapping[str, Any]
+    ) -> tuple[int, dict[str, Any], int | None] | None:
+        """Check a trajectory by shapes and dtypes alone; its id, its values by path, and its unique key."""
+        checker, staging = self._checker, self._staging
+        assert checker is not None and staging is not None
+        flat = flatten(trajectory, columns, checker.schema)
+        _, lengths, _ = checker.rows(
+            {path: device.stand_in(value) if device.on_device(value) else value for path, value in flat.items()}
+        )
+        key = None
+        if self._unique is not None:
+            if flat.get(self._unique) is None:
+                raise SchemaError(f"the column {self._unique!r}, declared unique, is missing")
+            key = int(flat[self._unique])
+            if key in self._progress.completed or key in staging.keys:
+                return None
+        if self._on_full == "error" and not staging.has_room(checker.nbytes(lengths)):
+            raise QueueFullError("the copies from the device are behind", hint="append it again later")
+        return max(self._ingest.counts["next_id"], self._reserved + 1), flat, key
+
+    def _append_staged(self, trajectory: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._append(trajectory, columns)
+        if self._wanted:
+            self._after_append()
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """The writer's lock, once nothing is on its way from a device."""
+        if self._staging is None:
+            with self._lock:
+                yield
+            return
+        with self._order:
+            self._staging.flush()
+            with self._lock:
+                yield
 
     def _append(self, trajectory: Mapping[str, Any], columns: Mapping[str, Any]) -> int | None:
         checker = self._checker
@@ -487,7 +567,7 @@ class Writer:
         """
         if self._closed or self._failure is not None or os.getpid() != self._pid:
             self._refuse()
-        with self._lock:
+        with self._settled():
             known = self._checker.schema if self._checker is not None else self._declared
             batch = Batch(flatten(trajectories, {}, known), lengths, columns)
             if not batch.count:
