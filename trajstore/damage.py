@@ -71,6 +71,7 @@ class StoreReport:
     """What the verification of one store found.
 
     commit : number of the commit that was verified, ``None`` where the manifest cannot be read.
+    trajectories, steps : not deleted; steps that could be counted.
     files, bytes, chunks : shard files, their committed bytes and their chunks that were checked.
     orphans, temporaries : files that no commit names, and what was cut off while being written; neither is damage.
     """

@@ -48,6 +48,7 @@ class TableCheck:
         self.shards = shards
         self.deep = deep
         self.damages: list[Damage] = []
+        self.steps = 0  # of the trajectories that are not deleted
 
     def run(self) -> list[Damage]:
         """All damage, table first."""
@@ -167,7 +168,10 @@ class TableCheck:
         for rows, pairs in self._blocks(clock_array(clock)):
             read += len(rows)
             rows, pairs = self._sound(clock, rows, pairs, end)
-            steps += int((pairs[:, 1] - pairs[:, 0]).sum())
+            lengths = pairs[:, 1] - pairs[:, 0]
+            steps += int(lengths.sum())
+            if clock == MAIN_CLOCK:
+                self.steps += int(lengths[self.live.contains(rows)].sum())
             taken = pairs[pairs[:, 0] < pairs[:, 1]]
             if len(taken):
                 ascending &= bool(taken[0, 0] >= reached) and bool((taken[1:, 0] >= taken[:-1, 1]).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -99,7 +99,7 @@ class _StoreCheck:
         self.damages: list[Damage] = []
         self.faults: dict[str, list[Fault]] = {}
         self.known: list[tuple[ArrayLayout, Shard]] = []
-        self.chunks = 0
+        self.chunks = self.steps = 0
         self.rows = self.live = IntervalSet()
         self.snapshot: Snapshot | None = None
         self.sealed = True
@@ -172,10 +172,8 @@ class _StoreCheck:
     def finish(self) -> StoreReport:
         """Check what needs the whole, and report."""
         figures: dict[str, int] = {}
-        counts: Mapping[str, int] = {}
         if self.snapshot is not None:
             manifest = self.snapshot.manifest
-            counts = manifest.counts
             for fault in self.faults.get(SEALS, ()):
                 if fault.sure:
                     self._add("seals", fault.file, fault.message)
@@ -189,7 +187,7 @@ class _StoreCheck:
             store=self.storage.describe(),
             commit=self.snapshot.manifest.commit.number if self.snapshot else None,
             trajectories=len(self.live),
-            steps=counts.get("steps", 0),
+            steps=self.steps,
             files=len(self.known),
             bytes=self.bytes,
             chunks=self.chunks,
@@ -201,7 +199,10 @@ class _StoreCheck:
         numbers: dict[str, list[int]] = {}
         for layout, shard in self.known:
             numbers.setdefault(layout.path, []).append(shard.number)
-        return TableCheck(snapshot, self.rows, self.live, self.faults, numbers, deep=self.deep).run()
+        check = TableCheck(snapshot, self.rows, self.live, self.faults, numbers, deep=self.deep)
+        damages = check.run()
+        self.steps = check.steps
+        return damages
 
     def _report_faults(self, manifest: Manifest) -> None:
         """What is surely wrong with shards when it cannot be told whose rows they hold."""
