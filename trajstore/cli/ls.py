@@ -6,7 +6,7 @@ import click
 import numpy as np
 
 from trajstore.cli.options import json_option, one_of, option, store_argument, usage
-from trajstore.cli.output import print_json, print_table
+from trajstore.cli.output import print_columns, print_json_list
 
 
 @click.command()
@@ -54,11 +54,8 @@ def ls(
     if reverse:
         chosen = chosen[::-1]
     chosen = chosen[:limit]
-    values = {name: table[name][chosen] for name in names}
+    values = {"index": chosen, **{name: table[name][chosen] for name in names}}
     if as_json:
-        print_json(
-            [{"index": number, **{name: values[name][i] for name in names}} for i, number in enumerate(chosen.tolist())]
-        )
+        print_json_list({name: column[i] for name, column in values.items()} for i in range(len(chosen)))
     else:
-        rows = ([number, *(values[name][i] for name in names)] for i, number in enumerate(chosen.tolist()))
-        print_table(["index", *names], rows)
+        print_columns(values)

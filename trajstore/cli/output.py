@@ -16,6 +16,8 @@ import numpy as np
 #: Called with what is done so far and what there is in all.
 Progress = Callable[[int, int], None]
 
+_BLOCK = 1 << 13  # rows of a long table formatted together
+
 
 def plain(value: Any) -> Any:
     """A value as JSON holds it: dataclasses by attribute, their properties too; NaN and infinities as null."""
@@ -38,6 +40,40 @@ def plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def print_json_list(values: Iterable[Any]) -> None:
+    """A JSON array, an element a line, without holding all of it."""
+    click.echo("[", nl=False)
+    for i, value in enumerate(values):
+        click.echo((",\n " if i else "\n ") + json.dumps(plain(value), ensure_ascii=False), nl=False)
+    click.echo("\n]")
+
+
+def print_columns(columns: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """A table of columns of any length, some thousands of rows at a time."""
+    count = min((len(values) for values in columns.values()), default=0)
+    blocks = [slice(first, first + _BLOCK) for first in range(0, count, _BLOCK)]
+    widths = {
+        name: max([len(name), *(len(text) for block in blocks for text in texts(values[block]))])
+        for name, values in columns.items()
+    }
+
+    def padded(name: str, cells: Iterable[str]) -> list[str]:
+        justify = str.rjust if columns[name].dtype.kind in "iuf" else str.ljust
+        return [justify(text, widths[name]) for text in cells]
+
+    click.echo("  ".join(padded(name, [name])[0] for name in columns).rstrip())
+    for block in blocks:
+        lines = zip(*(padded(name, texts(values[block])) for name, values in columns.items()))
+        click.echo("\n".join("  ".join(line).rstrip() for line in lines))
+
+
+def texts(values: np.ndarray[Any, Any]) -> list[str]:
+    """Each value of a column as a table shows it."""
+    if values.dtype.kind in "iu" or values.dtype == np.float64:
+        return list(map(str, values.tolist()))
+    return [cell(value) for value in values]
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, indent: str = "") -> None:
