@@ -34,6 +34,7 @@ FLOORS: list[tuple[str, set[str]]] = [
             "commit",
             "crew",
             "device",
+            "episode",
             "gather",
             "index",
             "ingest",

@@ -19,6 +19,7 @@ from trajstore.batch import Batch
 from trajstore.commit import Session, make_root_of_parts
 from trajstore.config import compare_config, describe_config, mismatch
 from trajstore.encoding import DEFAULT_PROFILE, PROFILES
+from trajstore.episode import Episode
 from trajstore.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -610,6 +611,13 @@ class Writer:
             self._progress.attempt(keys[keys >= 0], completed=True)
         self._note(amount, batch.count)
         return numbers
+
+    def episode(self, *, on_error: str = "drop", **columns: Any) -> Episode:
+        """A trajectory to be recorded step by step: ``with writer.episode(seed=7) as episode: episode.step(...)``.
+
+        ``on_error`` : what an exception in the block does to it: ``"drop"``, or ``"truncate"`` to keep what there is.
+        """
+        return Episode(self.append, columns, on_error)
 
     def _check_room(self, amount: int) -> None:
         if self._on_full == "error" and not self._ingest.budget.has_room(amount):
