@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from trajstore import crew, gather
+from trajstore.cache import ChunkCache
 from trajstore.dataset import open
 from trajstore.errors import CorruptionError, NotFoundError, SchemaError
-from trajstore.gather import ArrayReader, ChunkCache
+from trajstore.gather import ArrayReader
 from trajstore.layout import Codec
 from trajstore.snapshot import Snapshot
 from trajstore.storage import LocalStorage
@@ -149,20 +150,50 @@ def test_damage_in_any_chunk_is_found_by_every_way_of_reading(tmp_path: Path) ->
 
 
 def test_the_cache_keeps_to_its_limit_and_serves_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = random_store(tmp_path / "s", 4)["frame"]
+    rows = random_store(tmp_path / "s", 4)
     cache = ChunkCache(1 << 20)
-    reader = Snapshot.of(LocalStorage(tmp_path / "s"), cache).field("frame")
-    first = reader.take(np.array([5]))
-    assert 0 < cache.used <= cache.limit
+    snapshot = Snapshot.of(LocalStorage(tmp_path / "s"), cache)
+    wanted = np.array([5, 0, 5])
+    for name, expected in rows.items():
+        assert same(snapshot.field(name).take(wanted), expected[wanted])
+        assert 0 < cache.used <= cache.limit
     monkeypatch.setattr(ArrayReader, "_read", None)  # nothing is read again
-    assert same(reader.take(np.array([5])), first)
-    assert same(first, rows[5:6])
-    cache.put(("a", 0, 0), np.zeros(2 << 20, np.uint8))  # larger than all of it
-    for number in range(40):
-        cache.put(("a", 0, number), np.zeros(100 << 10, np.uint8))
+    assert same(snapshot.field("packed").take(wanted), rows["packed"][wanted])
+
+
+def test_cached_chunks_give_way_in_turn_and_to_other_arrays() -> None:
+    cache = ChunkCache(100_000)
+    first = cache.block("first", (10, 100), np.dtype("uint8"))
+    for chunk in range(300):
+        first.put(chunk, np.full((10, 100), chunk % 251, np.uint8), 3000)
         assert cache.used <= cache.limit
-    assert cache.get(("a", 0, 39)) is not None
-    assert cache.get(("a", 0, 0)) is None
+    out = np.zeros((300, 100), np.uint8)
+    missing = first.gather(np.arange(300) * 10, 3000, out, None)
+    assert missing is not None
+    assert missing.tolist() == [True] * 200 + [False] * 100
+    assert (out[200:, 0] == np.arange(200, 300) % 251).all()
+    second = cache.block("second", (5,), np.dtype("float64"))
+    second.put(7, np.arange(5.0), 1000)
+    assert cache.used == second.used == second.chunk_bytes
+    found = np.zeros(2)
+    assert second.gather(np.array([36, 38]), 1000, found, None) is None
+    assert found.tolist() == [1.0, 3.0]
+    large = cache.block("large", (200_000,), np.dtype("uint8"))
+    large.put(0, np.zeros(200_000, np.uint8), 200_000)
+    assert cache.used == second.used
+
+
+def test_a_chunk_that_has_grown_since_it_was_kept_is_read_again(tmp_path: Path) -> None:
+    with create(tmp_path / "s", commit_every=None) as writer:
+        for number in range(6):
+            writer.append({"x": np.full((3, 5), number, np.float32)})
+            writer.commit()
+            if number == 0:
+                old = dataset = open(tmp_path / "s")
+            dataset = dataset.refresh()
+            rows = np.arange(3 * number + 3)
+            assert (dataset.snapshots[0].field("x").take(rows)[:, 0] == rows // 3).all()
+            assert (old.snapshots[0].field("x").take(np.arange(3)) == 0).all()
 
 
 def test_threads_share_one_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Union, overload
 import numpy as np
 
 from trajstore import typedjson
+from trajstore.cache import ChunkCache
 from trajstore.commit import is_root_of_parts
 from trajstore.errors import CorruptionError, FormatError, MissingDependencyError, NotFoundError, SchemaError
 from trajstore.expression import Expression
-from trajstore.gather import ChunkCache
 from trajstore.hdf5storage import Hdf5Storage, is_hdf5
 from trajstore.index import bounds, locate, natural, spans
 from trajstore.layout import COMMITS, ROOT, is_temporary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trajstore import crew
+from trajstore.cache import Block, ChunkCache
 from trajstore.errors import CorruptionError, NotFoundError, SchemaError
 from trajstore.index import Ints, Pieces, pieces, runs, spans
 from trajstore.layout import ArrayLayout
@@ -27,6 +27,8 @@ _FEW_CHUNKS = 4  # a longer stretch is read once and would only push other chunk
 _FEW_PIECES = 3  # of one chunk that are copied one by one; more are copied by their row numbers
 _ALONE_BYTES = 512 << 10  # decoded bytes that one thread has done before another would have begun
 _PART_BYTES = 8 << 20  # decoded bytes that a thread takes at a time, at the most
+_CONVERT_BYTES = 256 << 10  # stored bytes that are converted in one call
+_AT_ONCE = 64 << 20  # bytes of scattered rows that may stand in memory twice
 _INDEXES = 4096  # shard indexes kept for an array
 
 
@@ -36,38 +38,6 @@ class Convert(Protocol):
     dtype: np.dtype[Any]
 
     def __call__(self, stored: Array, out: Array) -> None: ...
-
-
-class ChunkCache:
-    """Decoded chunks of all arrays of a dataset, bounded in bytes; the least recently used go first.
-
-    A chunk is named by its array (its storage included), its shard and its offset there: bytes of a shard never
-    change, so no later commit makes an entry stale.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self._chunks: OrderedDict[tuple[str, int, int], Array] = OrderedDict()
-        self._guard = threading.Lock()
-
-    def get(self, key: tuple[str, int, int]) -> Array | None:
-        with self._guard:
-            chunk = self._chunks.get(key)
-            if chunk is not None:
-                self._chunks.move_to_end(key)
-            return chunk
-
-    def put(self, key: tuple[str, int, int], chunk: Array) -> None:
-        if chunk.nbytes > self.limit:
-            return
-        with self._guard:
-            if key in self._chunks:
-                return
-            self._chunks[key] = chunk
-            self.used += chunk.nbytes
-            while self.used > self.limit:
-                self.used -= self._chunks.popitem(last=False)[1].nbytes
 
 
 class _Work:
@@ -93,8 +63,8 @@ class _Work:
         """Rows in the chunk, and rows of the output, that the chunk's pieces stand for; slices, or row numbers."""
         low, high = self.bounds[i], self.bounds[i + 1]
         if high - low == 1:
-            inner, target, count = self.inner[i], self.target[i], self.count[i]
-            yield slice(inner, inner + count), slice(target, target + count)
+            first, place, n = self.inner[i], self.target[i], self.count[i]
+            yield slice(first, first + n), slice(place, place + n)
             return
         _, inner, target, count = (part[low:high] for part in self.pieces)
         if high - low <= _FEW_PIECES:
@@ -142,24 +112,27 @@ class ArrayReader:
         self.dtype = layout.dtype if convert is None else convert.dtype
         self._indexes: OrderedDict[int, Array | None] = OrderedDict()
         self._name = storage.describe(layout.path)
+        self._kept: Block | None = None
 
     # -- what to read ----------------------------------------------------------------------------------------------
 
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
         """Rows ``[start, stop)``, (stop - start, *row_shape)."""
-        out = self._output(stop - start, out)
-        if len(out):
-            self._bring(np.array([start]), np.array([stop]), np.zeros(1, np.int64), out)
-        return out
+        return self.read_runs(np.array([start], np.int64), np.array([max(start, stop)], np.int64), out)
 
     def read_runs(self, starts: Ints, stops: Ints, out: Array | None = None) -> Array:
         """Rows of the half-open runs ``[starts[i], stops[i])``, run after run."""
         counts = stops - starts
         out = self._output(int(counts.sum()), out)
         if len(out):
-            targets = np.cumsum(counts) - counts
             kept = counts > 0
-            self._bring(starts[kept], stops[kept], targets[kept], out)
+            starts, stops, targets = starts[kept], stops[kept], (np.cumsum(counts) - counts)[kept]
+            self._check(int(starts.min()), int(stops.max()))
+            block = self._block(len(out), len(starts) == 1)
+            if block is None:
+                self._bring(starts, stops, targets, out)
+            else:
+                self._take(spans(starts, stops), out, None, block)
         return out
 
     def take(self, rows: Ints, out: Array | None = None, into: Ints | None = None) -> Array:
@@ -172,8 +145,36 @@ class ArrayReader:
         elif out is None:
             raise SchemaError("`into` names rows of `out`, and there is none")
         if len(rows):
-            self._bring(*runs(rows, into), out)
+            self._check(int(rows.min()), int(rows.max()) + 1)
+            one = into is None and int(rows[-1]) - int(rows[0]) + 1 == len(rows) and bool((np.diff(rows) == 1).all())
+            block = self._block(len(rows), one)
+            if block is None:
+                self._bring(*runs(rows, into), out, everywhere=into is None)
+            else:
+                self._take(rows, out, into, block)
         return out
+
+    def _check(self, low: int, high: int) -> None:
+        if low < 0 or high > self.rows:
+            raise NotFoundError(f"{self._name} has {self.rows} rows, and not all of those asked for")
+
+    def _block(self, count: int, one: bool) -> Block | None:
+        """Where to look for rows that were read before; ``None`` for long stretches, which are read once."""
+        layout, cache = self.layout, self._cache
+        if cache is None or not layout.row_bytes or (one and count > _FEW_CHUNKS * layout.chunk_rows):
+            return None
+        if self._kept is None:
+            shape = (layout.chunk_rows, *layout.row_shape)
+            self._kept = cache.block(f"{self._name} {layout.dtype}", shape, self.dtype)
+        return self._kept if self._kept.chunk_bytes <= cache.limit else None
+
+    def _take(self, rows: Ints, out: Array, into: Ints | None, block: Block) -> None:
+        missing = block.gather(rows, self.rows, out, into)
+        if missing is None:
+            return
+        places = np.flatnonzero(missing)
+        work = runs(rows[places], places if into is None else into[places])
+        self._bring(*work, out, block, everywhere=into is None and len(places) == len(out))
 
     def frames(self, chunks: Ints) -> Iterator[tuple[int, bytes]]:
         """The frames of the given chunks (int64, ascending) as they are stored, each checked: number, bytes.
@@ -188,7 +189,7 @@ class ArrayReader:
                 if offset < 0:
                     raise self._lost(number)
             key = self.layout.shard_key(shard)
-            for _, frame, number in self._frames(key, wanted):
+            for frame, number in self._frames(key, wanted):
                 data = frame.tobytes()
                 try:
                     check_frame(data, self.layout.chunk_bytes)
@@ -210,75 +211,77 @@ class ArrayReader:
             raise SchemaError(f"out is {out.dtype} {out.shape}, expected {self.dtype} {shape}")
         return out
 
-    def _bring(self, starts: Ints, stops: Ints, targets: Ints, out: Array) -> None:
-        """Runs of rows, none empty, to where they go."""
-        layout, cache = self.layout, self._cache
-        if int(starts.min()) < 0 or int(stops.max()) > self.rows:
-            raise NotFoundError(f"{self._name} has {self.rows} rows, and not the rows asked for")
+    def _bring(
+        self,
+        starts: Ints,
+        stops: Ints,
+        targets: Ints,
+        out: Array,
+        block: Block | None = None,
+        *,
+        everywhere: bool = True,
+    ) -> None:
+        """Runs of rows, none empty, to where they go; ``everywhere``: they fill all of ``out``."""
+        layout, convert = self.layout, self._convert
         if not layout.row_bytes:
             return
         work = _Work(pieces(starts, stops, targets, layout.chunk_rows))
         count = len(work.chunks)
-        if cache is not None and (
-            (len(starts) == 1 and count > _FEW_CHUNKS) or count * layout.chunk_bytes > cache.limit
-        ):
-            cache = None
-        if count * layout.chunk_bytes <= _ALONE_BYTES or count == 1 or crew.SIZE == 1:
-            self._fill(work, 0, count, out, cache)
-            return
+        stride = 1
+        if block is not None:
+            stride = block.stride(self.rows // layout.chunk_rows * block.chunk_bytes, count * block.chunk_bytes)
         share = max(1, min(-(-count // (4 * crew.SIZE)), _PART_BYTES // layout.chunk_bytes))
         share = max(share, (_ALONE_BYTES // 2) // layout.chunk_bytes)
-        crew.share(
-            lambda part: self._fill(work, part * share, min(part * share + share, count), out, cache),
-            -(-count // share),
-        )
+        keep = None if block is None else (block, stride)
+        if convert is None or len(starts) == 1 or not everywhere or out.nbytes > _AT_ONCE:
+            _in_parts(count, share, lambda low, high: self._fill(work, low, high, out, convert, keep))
+            return
+        # Scattered rows are brought as they are stored, then converted side by side: one call for many.
+        stored = np.empty(out.shape, layout.dtype)
+        _in_parts(count, share, lambda low, high: self._fill(work, low, high, stored, None, keep))
+        rows = max(1, _CONVERT_BYTES // layout.row_bytes)
+        _in_parts(len(out), rows, lambda low, high: convert(stored[low:high], out[low:high]))
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _fill(self, work: _Work, begin: int, end: int, out: Array, cache: ChunkCache | None) -> None:
-        """Fill ``out`` from the chunks ``begin`` to ``end`` of the work."""
-        layout, convert, name, rows = self.layout, self._convert, self._name, self.layout.chunk_rows
-        row_bytes, shape = layout.row_bytes, (rows, *layout.row_shape)
-        flat = out.reshape(-1).view(np.uint8) if convert is None and cache is None and out.flags.c_contiguous else None
-        scratch: Array | None = None
+    def _fill(
+        self, work: _Work, begin: int, end: int, out: Array, convert: Convert | None, keep: tuple[Block, int] | None
+    ) -> None:
+        """Fill ``out`` from the chunks ``begin`` to ``end`` of the work; ``keep`` every n-th chunk of the array."""
+        layout, rows = self.layout, self.layout.chunk_rows
+        row_bytes = layout.row_bytes
+        flat = out.reshape(-1).view(np.uint8) if convert is None and out.flags.c_contiguous else None
+        scratch = np.empty((rows, *layout.row_shape), layout.dtype)
+        scratch_bytes = scratch.reshape(-1).view(np.uint8)
         for shard, low, high in self._by_shard(work.chunks, begin, end):
             key = layout.shard_key(shard)
             wanted = []
             for i, (offset, size) in enumerate(self._entries(shard, work.numbers[low:high]), low):
-                if offset < 0:
-                    if self._strict:
-                        raise self._lost(work.chunks[i])
+                if offset >= 0:
+                    wanted.append((offset, size, i))
+                elif self._strict:
+                    raise self._lost(work.chunks[i])
+                else:
                     for _, target in work.places(i):
                         out[target] = layout.fill
-                    continue
-                found = cache.get((name, shard, offset)) if cache is not None else None
-                if found is not None:
-                    self._give(found, work, i, out)
-                else:
-                    wanted.append((offset, size, i))
-            for offset, frame, i in self._frames(key, wanted):
-                if flat is not None and work.count[i] == rows and work.bounds[i + 1] - work.bounds[i] == 1:
+            for frame, i in self._frames(key, wanted):
+                chunk = work.chunks[i]
+                kept = keep is not None and chunk % keep[1] == 0
+                if flat is not None and not kept and work.count[i] == rows and work.bounds[i + 1] - work.bounds[i] == 1:
                     place = work.target[i] * row_bytes
-                    self._decode(frame, flat[place : place + rows * row_bytes], key, work.chunks[i])
+                    self._decode(frame, flat[place : place + rows * row_bytes], key, chunk)
                     continue
-                if cache is not None or scratch is None:
-                    scratch = np.empty(shape, layout.dtype)
-                self._decode(frame, scratch.reshape(-1).view(np.uint8), key, work.chunks[i])
-                self._give(scratch, work, i, out)
-                if cache is not None:
-                    cache.put((name, shard, offset), scratch)
+                self._decode(frame, scratch_bytes, key, chunk)
+                _give(scratch, work, i, out, convert)
+                if keep is not None and kept:
+                    keep[0].put(chunk, self._values(scratch), self.rows)
 
-    def _give(self, chunk: Array, work: _Work, i: int, out: Array) -> None:
-        convert = self._convert
-        for inner, target in work.places(i):
-            if convert is None:
-                out[target] = chunk[inner]
-            elif type(target) is slice:
-                convert(chunk[inner], out[target])
-            else:
-                values = np.empty((len(target), *self.layout.row_shape), self.dtype)
-                convert(chunk[inner], values)
-                out[target] = values
+    def _values(self, stored: Array) -> Array:
+        if self._convert is None:
+            return stored
+        values = np.empty(stored.shape, self.dtype)
+        self._convert(stored, values)
+        return values
 
     def _by_shard(self, chunks: list[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Each shard that the chunks ``begin`` to ``end`` lie in, with the first and last that do."""
@@ -297,23 +300,26 @@ class ArrayReader:
         found: list[list[int]] = index[numbers - shard * self.layout.chunks_per_shard].tolist()
         return found
 
-    def _frames(self, key: str, wanted: list[tuple[int, int, int]]) -> Iterator[tuple[int, Array, int]]:
-        """Each wanted (offset, size, what for): offset, frame, what for; neighbours in the file come from one read."""
+    def _frames(self, key: str, wanted: list[tuple[int, int, int]]) -> Iterator[tuple[Array, int]]:
+        """Each wanted (offset, size, what for): frame, what for; neighbours in the file come from one read."""
         wanted.sort()
-        at = 0
-        while at < len(wanted):
-            start, size, _ = wanted[at]
+        at, count = 0, len(wanted)
+        while at < count:
+            start, size, what = wanted[at]
             stop = start + size
             end = at + 1
-            while end < len(wanted):
+            while end < count:
                 offset, size, _ = wanted[end]
                 if offset > stop + _READ_GAP or offset + size - start > _READ_BYTES:
                     break
                 stop = max(stop, offset + size)
                 end += 1
             data = np.frombuffer(self._read(key, start, stop), np.uint8)
-            for offset, size, what in wanted[at:end]:
-                yield offset, data[offset - start : offset - start + size], what
+            if end - at == 1:
+                yield data, what
+            else:
+                for offset, size, what in wanted[at:end]:
+                    yield data[offset - start : offset - start + size], what
             at = end
 
     def _read(self, key: str, start: int, stop: int) -> bytes:
@@ -363,6 +369,31 @@ class ArrayReader:
             rows = self.layout.chunk_rows
             place = f"rows {number * rows} to {number * rows + rows} of {self.storage.describe(key)}"
             raise _placed(error, place) from error
+
+
+def _give(chunk: Array, work: _Work, i: int, out: Array, convert: Convert | None) -> None:
+    """Copy the rows of a chunk to where they go."""
+    if convert is None and work.bounds[i + 1] - work.bounds[i] == 1:
+        inner, target, count = work.inner[i], work.target[i], work.count[i]
+        out[target : target + count] = chunk[inner : inner + count]
+        return
+    for rows, target in work.places(i):
+        if convert is None:
+            out[target] = chunk[rows]
+        elif type(target) is slice:
+            convert(chunk[rows], out[target])
+        else:
+            values = np.empty((len(target), *out.shape[1:]), out.dtype)
+            convert(chunk[rows], values)
+            out[target] = values
+
+
+def _in_parts(count: int, share: int, work: Callable[[int, int], None]) -> None:
+    """Call ``work`` with the bounds of every part of up to ``share``, in threads if there are several."""
+    if count <= share or crew.SIZE == 1:
+        work(0, count)
+    else:
+        crew.share(lambda part: work(part * share, min(part * share + share, count)), -(-count // share))
 
 
 def _placed(error: CorruptionError, place: str) -> CorruptionError:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from trajstore.cache import ChunkCache
 from trajstore.cutting import Cut, Shape
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError, StateError
-from trajstore.gather import ChunkCache
 from trajstore.replayindex import LiveIndex
 from trajstore.sampler import below, key, uniform
 from trajstore.samples import CutSamples

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from trajstore.cache import ChunkCache
 from trajstore.commit import read_manifest
 from trajstore.encoding import converter, set_layout
 from trajstore.errors import CorruptionError, NotFoundError
-from trajstore.gather import ArrayReader, ChunkCache, Convert, Lengths
+from trajstore.gather import ArrayReader, Convert, Lengths
 from trajstore.hdf5storage import Hdf5Storage
 from trajstore.intervals import IntervalSet
 from trajstore.layout import TABLE_DIMENSION, ArrayLayout, clock_array, column_array

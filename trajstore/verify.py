@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from trajstore.cache import ChunkCache
 from trajstore.commit import read_manifest
 from trajstore.damage import Damage, Report, StoreReport
 from trajstore.dataset import Place, stores
 from trajstore.encoding import set_layout
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, StorageError, UnsupportedFormatError
-from trajstore.gather import ChunkCache
 from trajstore.intervals import IntervalSet
 from trajstore.layout import PRIVATE, ROOT, SEALS, ArrayLayout, is_temporary, metadata_key
 from trajstore.manifest import Manifest, Shard, StoredSet
