@@ -67,7 +67,7 @@ class Storage(Protocol):
         """Names directly inside a folder, in no order; empty if there is no such folder."""
 
     def make_root(self) -> bool:
-        """Make the root folder and the missing ones above it, all durable; whether it was missing."""
+        """Make the root folder and the missing ones above it; its name is durable on return. Whether it was missing."""
 
     def make_folder(self, folder: str) -> None:
         """Make a folder and the missing ones above it. Raises ``AlreadyExistsError``."""
@@ -105,7 +105,10 @@ class Storage(Protocol):
         """Remove a file, or a folder with all it holds; nothing happens if there is none."""
 
     def sync_folder(self, folder: str) -> None:
-        """Make the names directly inside a folder durable."""
+        """Make the names directly inside a folder durable.
+
+        Once this has failed for a folder it fails for ever: the kernel reports what it lost but once.
+        """
 
     def lock(self, key: str) -> Lock:
         """Take the exclusive lock of the file ``key``. Raises ``LockedError``, naming who holds it."""
@@ -120,6 +123,7 @@ class LocalStorage:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(os.fspath(root))
         self._files: OrderedDict[str, _ReadFile] = OrderedDict()
+        self._lost: set[str] = set()  # folders of which a sync has failed
         self._guard = threading.Lock()
         _storages.add(self)
 
@@ -143,7 +147,7 @@ class LocalStorage:
             file = self._files.get(key)
         if file is None or stop is None or stop > file.size:
             file = self._open(key)
-        length = file.size - start if stop is None else stop - start
+        length = file.size - start if stop is None else min(stop, file.size) - start
         try:
             data = os.pread(file.fd, length, start) if length > 0 else b""
             while len(data) < length:
@@ -158,7 +162,8 @@ class LocalStorage:
     def _open(self, key: str) -> _ReadFile:
         path = self._path(key)
         try:
-            file = _ReadFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+            # Not to wait for ever where a pipe stands.
+            file = _ReadFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
         except (FileNotFoundError, NotADirectoryError) as error:
             with self._guard:
                 self._files.pop(key, None)
@@ -166,6 +171,8 @@ class LocalStorage:
         except OSError as error:
             hint = "a symbolic link stands where a file should" if error.errno == errno.ELOOP else ""
             raise _storage_error("open", path, error, hint) from error
+        if not file.regular:
+            raise StorageError(f"{path} is no file", hint="something else stands where a file should")
         with self._guard:
             self._files[key] = file
             self._files.move_to_end(key)
@@ -205,7 +212,7 @@ class LocalStorage:
                 raise AlreadyExistsError(f"{path} is a file", hint="give the path of a folder") from error
         except OSError as error:
             raise _storage_error("make the folder", path, error) from error
-        for path in missing:
+        for path in missing or [self.root]:  # whoever made a root that is there may not have synced its name
             LocalStorage(os.path.dirname(path)).sync_folder("")
         return bool(missing)
 
@@ -311,14 +318,23 @@ class LocalStorage:
 
     def sync_folder(self, folder: str) -> None:
         path = self._path(folder)
+        if folder in self._lost:
+            raise StorageError(
+                f"an earlier sync of the folder {path} failed, and names in it may be lost",
+                hint="reopen the store with resume=True",
+                errno=errno.EIO,
+            )
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
         except OSError as error:
+            raise _storage_error("open the folder", path, error) from error
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            self._lost.add(folder)
             raise _storage_error("sync the folder", path, error) from error
+        finally:
+            os.close(fd)
 
     def lock(self, key: str) -> LocalLock:
         return LocalLock(self._path(key))
@@ -332,7 +348,9 @@ class _ReadFile:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        self.size = status.st_size
+        self.regular = stat.S_ISREG(status.st_mode)
 
     def __del__(self) -> None:
         try:
@@ -414,34 +432,43 @@ class LocalLock:
     """
 
     def __init__(self, path: str) -> None:
-        import fcntl  # not on every platform, and readers need none
-
         self.path = path
         self._fd = -1
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise _storage_error("open the lock", path, error) from error
+        self._fd = fd
+        _locks.add(self)  # before it is locked: a fork by another thread must find it
+        try:
+            self._take(fd)
+        except BaseException:
+            self.release()
+            raise
+        try:
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode(), 0)
+        except OSError:
+            pass  # a full disk; it is for people only
+
+    def _take(self, fd: int) -> None:
+        import fcntl  # not on every platform, and readers need none
+
         deadline = time.monotonic() + _LOCK_PATIENCE
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                return
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    os.close(fd)
                     raise LockedError(
-                        f"{os.path.dirname(os.path.dirname(path))} is being written by {_who(path)}",
+                        f"{os.path.dirname(os.path.dirname(self.path))} is being written by {_who(self.path)}",
                         hint="wait for it to end, or give each collector a store of its own (part=...)",
                     ) from None
                 time.sleep(0.01)
             except OSError as error:
-                os.close(fd)
-                raise _storage_error("lock", path, error) from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}).encode(), 0)
-        self._fd = fd
-        _locks.add(self)
+                raise _storage_error("lock", self.path, error) from error
 
     def release(self) -> None:
         fd, self._fd = self._fd, -1

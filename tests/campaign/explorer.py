@@ -1,0 +1,189 @@
+"""The crash-image explorer: runs workloads, builds every image of every moment, and recovers from each."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tests.campaign.disk import Disk, Image, Looking
+from tests.campaign.images import Point, Replay
+from tests.campaign.workload import NO_STORE, Run, State, one_by_one, open_writer, recover, rows_of, tiny_shards, trajectory
+
+LETTERS = "afrc"
+
+
+def _name(point: Point, image: Image) -> int:
+    """A number for an image, the same for the same image of one replay."""
+    folders = sorted((folder, id(names)) for folder, names in image.folders.items())
+    return hash((tuple(folders), tuple(image.files[node] for node in point.data)))
+
+
+class Violation(AssertionError):
+    """An image from which something else was recovered than what was promised."""
+
+
+def workloads(longest: int, letters: str = LETTERS) -> Iterator[str]:
+    """Every sequence of up to so many operations."""
+    for length in range(longest + 1):
+        for chosen in itertools.product(letters, repeat=length):
+            yield "".join(chosen)
+
+
+class Memo:
+    """A function of a storage, remembered by what it asked and what it was answered.
+
+    A reader is deterministic: two images that give the same answers to all its questions give the same result. So the
+    questions make a tree, and an image is led down it until a leaf, or the reader itself, gives the result.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.runs = 0
+        self._tree: dict[object, Any] = {}
+        self._first: Any = None
+
+    def __call__(self, image: Any) -> Any:
+        node = self._first
+        while node is not None:
+            question, answers = node
+            if question is None:
+                return answers
+            node = answers.get(image.look(question))
+        return self._run(image)
+
+    def _run(self, image: Any) -> Any:
+        storage = Looking(image)
+        try:
+            result = self.function(storage)
+        except Exception as error:
+            result = error
+        self.runs += 1
+        steps = storage.asked
+        if self._first is None:
+            self._first = (steps[0][0], {})
+        node = self._first
+        leaf = (None, result)
+        for at, (question, answer) in enumerate(steps):
+            assert node[0] == question, "the reader is not deterministic"
+            following = (steps[at + 1][0], {}) if at + 1 < len(steps) else leaf
+            node = node[1].setdefault(answer, following)
+        return result
+
+
+@dataclass
+class Explorer:
+    """Checks crash images and counts them; raises ``Violation`` with the workload, the moment and the files.
+
+    Every image of every moment is covered: images that differ only in what a reader does not look at are checked
+    together, and counted by arithmetic (``covered``). So many as ``build`` allows are also built and checked one by
+    one, each different from the others of its workload (``images``).
+
+    build : images of one moment to build; where there are more, they are drawn at random.
+    resumes, foreign : images of one moment on which a writer is resumed, or that zarr-python opens.
+    again : share of the resumed ones all of whose moments are explored in their turn.
+    """
+
+    seed: int = 0
+    build: int = 0
+    resumes: float = 0
+    foreign: float = 0
+    again: float = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.seed)
+
+    def workload(self, operations: str, **options: Any) -> Run:
+        """Run a workload and check every image of it."""
+        run = Run(Disk(), **options)(operations)
+        self.log(run.disk, run.states, operations, wide=run.wide)
+        self.counts["workloads"] += 1
+        return run
+
+    def log(
+        self, disk: Disk, states: list[State | str], name: str, start: Disk | None = None, *, wide: bool = False
+    ) -> None:
+        """Check every image of a disk's log; its marks say which of the states may be found when."""
+        memo = Memo(recover)
+        seen: set[int] = set()
+        with tiny_shards(), one_by_one():
+            for point in Replay(disk).points(start):
+                self.counts["moments"] += 1
+                allowed = set(states[max(point.acked, 0) : point.attempted + 1])
+                if point.acked < 0:
+                    allowed.add(NO_STORE)
+                for found, which in point.cover(memo):
+                    self.counts["covered"] += point.count(which)
+                    if isinstance(found, Exception) or found not in allowed:
+                        raise Violation(self._say(name, point, which.some(self.draw), found, allowed))
+                for image in self._built(point):
+                    found = memo(image)
+                    if isinstance(found, Exception) or found not in allowed:
+                        raise Violation(self._say(name, point, image, found, allowed))
+                    known = len(seen)
+                    seen.add(_name(point, image))
+                    self.counts["images"] += len(seen) - known
+                for image in point.some(self._times(self.resumes), self.draw):
+                    self.resume(name, point, image, memo(image), wide)
+                for image in point.some(self._times(self.foreign), self.draw):
+                    self.open_foreign(image, memo(image))
+        self.counts["readings"] += memo.runs
+
+    def _times(self, number: float) -> int:
+        return int(number) + (self.draw.random() < number % 1)
+
+    def _built(self, point: Point) -> Iterator[Image]:
+        return point.all() if point.count() <= self.build else point.some(self.build, self.draw)
+
+    def open_foreign(self, image: Image, found: State | str) -> None:
+        if isinstance(found, State):
+            from tests.campaign import foreign
+
+            foreign.check(image.tree(), found)
+            self.counts["opened by zarr-python"] += 1
+
+    def resume(self, name: str, point: Point, image: Image, found: State | str, wide: bool = False) -> None:
+        """A writer goes on from an image, and a reader finds what was there and what it added; also after a crash."""
+        self.counts["resumed"] += 1
+        name = f"{name}, crashed at {point.position}, resumed"
+        disk = image.disk()
+        before = found.trajectories if isinstance(found, State) else ()
+        states: list[State | str] = [found, found, found, found]
+        disk.mark(("ack" if isinstance(found, State) else "attempt", 0))
+        disk.mark(("attempt", 1))
+        try:
+            writer = open_writer(disk.storage(), resume=True)
+            # A commit that was claimed and is not the root yet is finished: it was attempted, and is more than found.
+            present = recover(disk.storage())
+            if not isinstance(present, State) or present.trajectories[: len(before)] != before:
+                raise Violation(f"after the resume {present}")
+            now = present.trajectories
+            states[1:] = present, State((*now, rows_of(90, wide))), State((*now, rows_of(90, wide), rows_of(92, wide)))
+            disk.mark(("ack", 1))
+            writer.append(trajectory(90, wide), seed=90)
+            disk.mark(("attempt", 2))
+            writer.commit()
+            disk.mark(("ack", 2))
+            writer.append(trajectory(92, wide), seed=92)
+            disk.mark(("attempt", 3))
+            writer.close()
+            disk.mark(("ack", 3))
+            after = recover(disk.storage())
+            if after != states[3]:
+                raise Violation(f"{after} instead of {states[3]}")
+        except Exception as error:
+            raise Violation(self._say(name, point, image, error, {found})) from error
+        if self.draw.random() < self.again:
+            self.counts["crashed again"] += 1
+            once = replace(self, build=0, resumes=0, foreign=0)
+            once.log(disk, states, name, image.disk(), wide=wide)
+
+    def _say(self, name: str, point: Point, image: Image, found: object, allowed: object) -> str:
+        files = "\n  ".join(f"{key} {len(data)}" for key, data in sorted(image.tree().items()))
+        return (
+            f"workload {name!r}, after effect {point.position}: recovered {found!r}, allowed {allowed}; files\n  {files}"
+        )
