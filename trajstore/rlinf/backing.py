@@ -1,0 +1,319 @@
+"""Where batches lie that are not in memory: their own folder of files, or a store; both give single rows of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from trajstore.cutting import Cut
+from trajstore.dataset import Dataset
+from trajstore.errors import FormatError, NotFoundError, SchemaError
+from trajstore.layout import column_array
+from trajstore.replayindex import LiveIndex, LiveRows
+from trajstore.rlinf.batch import BATCH, CLOCKS, ENV, NUMBER, VALUES, WEIGHTS, Batch, batch_of, fields_of, groups
+from trajstore.rlinf.files import load_batch, save_batch
+from trajstore.rlinf.flat import Tensors, flatten, nested
+from trajstore.rlinf.folder import file_name, read_folder, write_index
+from trajstore.schema import Column, Field
+from trajstore.snapshot import Snapshot
+from trajstore.storage import LocalStorage
+from trajstore.windows import Ints, ticks
+from trajstore.writer import Writer, create
+
+Entry = dict[str, Any]
+
+LENGTH = "max_episode_length"
+_OPEN_FILES = 64
+_INDEX_SHARE = 0.05  # the index on disk is written again when it lacks so large a part
+
+
+class Backing(Protocol):
+    """Batches on disk."""
+
+    def rows(self, numbers: Ints, rows: Ints) -> Tensors:
+        """Row ``rows[i]`` of batch ``numbers[i]``, by path; the fields that all of them have."""
+
+    def whole(self, number: int) -> Batch:
+        """A batch as it was given."""
+
+
+class Files:
+    """A buffer folder, ``trajectory_{id}_{…}.pt|pkl``; read by mapping files, of which a few stay open."""
+
+    def __init__(self, folder: str | os.PathLike[str], entries: Mapping[int, Entry], names: Mapping[int, str]) -> None:
+        self.folder, self.entries, self.names = os.fspath(folder), dict(entries), dict(names)
+        self._open: OrderedDict[int, tuple[Batch, Tensors]] = OrderedDict()
+
+    def rows(self, numbers: Ints, rows: Ints) -> Tensors:
+        found: Tensors = {}
+        unique = np.unique(numbers).tolist()
+        known = [self._flat(number) for number in unique]
+        paths = [path for path in known[0] if all(path in flat for flat in known)]
+        for number, flat in zip(unique, known):
+            mine = torch.from_numpy(np.flatnonzero(numbers == number))
+            chosen = torch.from_numpy(rows[numbers == number])
+            for path in paths:
+                if path not in found:
+                    found[path] = torch.empty((len(rows), *flat[path].shape[1:]), dtype=flat[path].dtype)
+                found[path][mine] = flat[path].index_select(0, chosen)
+        return found
+
+    def whole(self, number: int) -> Batch:
+        return self._batch(number)[0]
+
+    def _flat(self, number: int) -> Tensors:
+        return self._batch(number)[1]
+
+    def _batch(self, number: int) -> tuple[Batch, Tensors]:
+        known = self._open.get(number)
+        if known is None:
+            name = self.names[number]
+            batch = batch_of(_mapped(self.folder, name), os.path.join(self.folder, name))
+            known = self._open[number] = batch, flatten(batch, name)[0]
+            while len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        return known
+
+
+def _mapped(folder: str, name: str) -> dict[str, Any]:
+    """A batch file's dict; of a ``.pt`` only those pages are read that are looked at."""
+    if name.endswith(".pt"):
+        try:
+            value = torch.load(os.path.join(folder, name), map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # written by a torch of old, which cannot be mapped; or damaged
+            value = None
+        if isinstance(value, dict):
+            return value
+    return load_batch(LocalStorage(folder), name)
+
+
+class FileWriter(Files):
+    """A buffer folder that grows: files first, in threads, the index after them."""
+
+    def __init__(self, folder: str | os.PathLike[str], kind: str, threads: int = 4) -> None:
+        os.makedirs(folder, exist_ok=True)
+        self._storage = LocalStorage(folder)
+        self._before: dict[int, Entry] = {}
+        try:
+            known = read_folder(self._storage)
+            self._before = {number: dict(known.entries[number]) for number in known.files}
+        except NotFoundError:
+            pass
+        super().__init__(folder, {}, {})
+        self.kind = kind
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="trajstore-rlinf")
+        self._saving: OrderedDict[int, Future[None]] = OrderedDict()
+        self._limit = 4 * threads
+        self.lost: list[int] = []  # could not be saved; whoever knows of them takes them out
+        self._unlisted = 0
+
+    @property
+    def next_number(self) -> int:
+        """An id that no file has."""
+        return max([*self._before, *self.entries, -1]) + 1
+
+    def add(self, number: int, value: Mapping[str, Any], entry: Entry, metadata: Mapping[str, Any]) -> None:
+        """Save a batch in the background; ``value`` may not change any more. Raises what an earlier save has raised."""
+        while len(self._saving) >= self._limit:
+            self._saved(next(iter(self._saving)))
+        name = file_name(number, str(entry["model_weights_id"]), self.kind)
+        self.names[number], self.entries[number] = name, entry
+        self._saving[number] = self._threads.submit(save_batch, self._storage, name, value)
+        self._unlisted += 1
+        if self._unlisted > _INDEX_SHARE * len(self.entries):
+            self._list(metadata)
+
+    def _saved(self, number: int) -> None:
+        """Wait until a batch is on disk; one that could not be written is forgotten, and its error raised."""
+        future = self._saving.pop(number, None)
+        if future is not None:
+            try:
+                future.result()
+            except BaseException:
+                del self.names[number], self.entries[number]
+                self.lost.append(number)
+                raise
+
+    def _list(self, metadata: Mapping[str, Any]) -> None:
+        """Write an index that names what is on disk by now."""
+        for number in [number for number, future in self._saving.items() if future.done()]:
+            self._saved(number)
+        there = [number for number in self.entries if number not in self._saving]
+        ids = [*(number for number in self._before if number not in self.entries), *there]
+        entries = {**self._before, **self.entries}
+        samples = sum(int(entries[number]["num_samples"]) for number in ids)
+        write_index(self._storage, entries, ids, {**metadata, "size": len(ids), "total_samples": samples})
+        self._unlisted = len(self._saving)
+
+    def flush(self, metadata: Mapping[str, Any]) -> None:
+        """Have everything on disk and in the index. Raises what could not be saved."""
+        for number in list(self._saving):
+            self._saved(number)
+        self._list(metadata)
+
+    def close(self, metadata: Mapping[str, Any]) -> None:
+        try:
+            self.flush(metadata)
+        finally:
+            self._threads.shutdown()
+
+    def _batch(self, number: int) -> tuple[Batch, Tensors]:
+        self._saved(number)
+        return super()._batch(number)
+
+
+class Stored:
+    """Batches in a store; with a writer, also those that it has not committed yet."""
+
+    def __init__(self) -> None:
+        self._index: LiveIndex | None = None
+        self._first: dict[int, int] = {}  # place of each batch's first environment
+        self.entries: dict[int, Entry] = {}
+
+    def rows(self, numbers: Ints, rows: Ints) -> Tensors:
+        index = self._index
+        assert index is not None
+        envs = np.array([self.entries[number]["shape"][1] for number in numbers.tolist()], np.int64)
+        places = np.array([self._first[number] for number in numbers.tolist()], np.int64) + rows % envs
+        steps = rows // envs
+        return {
+            path: self._tensor(source, path, places, steps)
+            for path, source in index.sources.items()
+            if bool((source.counts[places] >= 0).all())
+        }
+
+    def _tensor(self, source: LiveRows, path: str, places: Ints, steps: Ints) -> torch.Tensor:
+        index = self._index
+        assert index is not None
+        lengths, counts = index.lengths[places], source.counts[places]
+        if path == VALUES:
+            extra = np.maximum(counts - lengths, 0)
+            at = np.where(extra > 0, steps + steps // np.maximum(lengths // np.maximum(extra, 1), 1), steps)
+        else:
+            at = ticks(source.clock, steps[:, None], lengths, counts)[0][:, 0]
+        return _as_tensor(source.take(places, at), source.dtype)
+
+    def whole(self, number: int) -> Batch:
+        index = self._index
+        assert index is not None
+        entry = self.entries[number]
+        steps, envs = entry["shape"][:2]
+        tensors = {}
+        places = self._first[number] + np.arange(envs)
+        for path, source in index.sources.items():
+            count = int(source.counts[places[0]])
+            if count >= 0:
+                rows = source.take(np.tile(places, count), np.repeat(np.arange(count), envs))
+                tensors[path] = _as_tensor(rows, source.dtype).reshape(count, envs, *source.shape)
+        plain = {LENGTH: entry[LENGTH], WEIGHTS: entry[WEIGHTS]}
+        return Batch(steps, envs, 0, tensors, {name: value for name, value in plain.items() if value is not None})
+
+    def open(self, dataset: Dataset) -> None:
+        """Take in the batches of a store. Raises ``FormatError`` if their environments do not stand together."""
+        if not len(dataset):
+            return
+        snapshot = dataset.snapshots[0]
+        if len(dataset.snapshots) > 1:
+            raise FormatError("a buffer is loaded from one store", hint="merge the stores first")
+        paths = [path for path, spec in dataset.fields.items() if not spec.whole]
+        self._index = LiveIndex(Cut(None), paths, bits=True)
+        self._index.refresh(snapshot)
+        table = {name: dataset.table[name] for name in dataset.table if name in (NUMBER, LENGTH)}
+        lengths = dataset.lengths
+        for number, members in enumerate(groups(dataset)):
+            first, envs = int(members[0]), len(members)
+            if bool((np.diff(members) != 1).any()):
+                raise FormatError("a batch's environments do not stand side by side", hint="merge without an order")
+            steps = int(lengths[first])
+            self._first[number] = first
+            length = int(table[LENGTH][first]) if LENGTH in table else -1
+            weights = dataset[first][WEIGHTS] if WEIGHTS in dataset.fields else None
+            self.entries[number] = {
+                "num_samples": steps * envs,
+                "trajectory_id": number,
+                LENGTH: None if length < 0 else length,
+                "shape": [steps, envs],
+                WEIGHTS: weights,
+            }
+
+
+class StoreWriter(Stored):
+    """A store that grows: each environment of a batch is appended as a trajectory."""
+
+    def __init__(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        super().__init__()
+        plain = {WEIGHTS: Field("string")}
+        columns = {BATCH: Column("int64"), ENV: Column("int64"), NUMBER: Column("int64"), LENGTH: Column("int64", -1)}
+        settings = {"clocks": CLOCKS, "columns": columns, "fields": plain, "resume": True, **options}
+        self.writer: Writer = create(folder, **settings)
+        self._seen = -1
+        self._paths: list[str] = []
+        self.next_number = 0
+        head = self.writer.head
+        if head is not None and len(self.writer):
+            rows = np.arange(head.arrays[column_array(BATCH)][1])
+            self.next_number = int(Snapshot(self.writer.storage, head).column(BATCH, rows).max()) + 1
+
+    def add(self, number: int, batch: Batch, entry: Entry) -> None:
+        """Append a batch; it can be sampled at once, from memory, until a commit holds it."""
+        writer, weights = self.writer, entry[WEIGHTS]
+        index = self._index or self._begin(batch)
+        if unknown := set(batch.tensors) - set(self._paths):
+            raise SchemaError(
+                f"the first batch of the store had no field {min(unknown)!r}",
+                hint="give it from the first batch on, or save as 'pt'",
+            )
+        self._refresh()
+        self._first[number] = len(index.ids)
+        self.entries[number] = entry
+        absent = dict.fromkeys(self._paths)
+        for env, rows in enumerate(batch.trajectories()):
+            columns = {BATCH: number, ENV: env, NUMBER: number, LENGTH: -1 if entry[LENGTH] is None else entry[LENGTH]}
+            trajectory = nested({**absent, **rows, WEIGHTS: None if weights is None else str(weights)})
+            identity = writer.append(trajectory, **columns)
+            self._refresh()
+            if identity is not None and identity not in index.ids[-1:]:  # else a commit by the timer was faster
+                index.add(identity, trajectory, columns, writer.schema)
+
+    def _begin(self, batch: Batch) -> LiveIndex:
+        known = self.writer.schema.fields
+        self.writer.declare(fields={path: spec for path, spec in fields_of(batch).items() if path not in known})
+        self._paths = [path for path, spec in known.items() if not spec.whole] or list(batch.tensors)
+        self._index = LiveIndex(Cut(None), self._paths, bits=True)
+        return self._index
+
+    def rows(self, numbers: Ints, rows: Ints) -> Tensors:
+        self._refresh()
+        return super().rows(numbers, rows)
+
+    def _refresh(self) -> None:
+        head = self.writer.head
+        if self._index is not None and head is not None and head.commit.number != self._seen:
+            self._seen = head.commit.number
+            self._index.refresh(Snapshot(self.writer.storage, head))
+
+
+def _as_tensor(rows: Any, dtype: str) -> torch.Tensor:
+    if dtype == "bfloat16":
+        return torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(rows)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Give a finished file a second name, or where that cannot be, a copy."""
+    if os.path.exists(target):
+        if os.path.samefile(source, target):
+            return
+        os.remove(target)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,64 @@
+"""A batch's tensors as one row for each sample, and back; row ``t * B + b`` is step t of environment b."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from trajstore.errors import SchemaError
+from trajstore.rlinf.batch import VALUES, Batch
+
+Tensors = dict[str, torch.Tensor]
+
+
+def flatten(batch: Batch, place: str) -> tuple[Tensors, Tensors]:
+    """The samples' rows [T * B, …] by path, views where that can be, and the rows [E, B, …] that belong to no sample.
+
+    Of the fields with a row more for each epoch, that is the first one, the state before any step; of ``prev_values``
+    the last one, the value of the state that the epoch ended in. Raises ``SchemaError`` for epochs of unequal length.
+    """
+    flat: Tensors = {}
+    extra: Tensors = {}
+    for path, tensor in batch.tensors.items():
+        epochs = tensor.shape[0] - batch.steps
+        if epochs:
+            if batch.steps % epochs:
+                raise SchemaError(
+                    f"{place}: {batch.steps} steps are no {epochs} epochs of one length, as {path!r} says"
+                )
+            by_epoch = tensor.reshape(epochs, batch.steps // epochs + 1, *tensor.shape[1:])
+            kept, left = (slice(0, -1), -1) if path == VALUES else (slice(1, None), 0)
+            extra[path] = by_epoch[:, left]
+            tensor = by_epoch[:, kept]
+            flat[path] = tensor.reshape(batch.steps * batch.envs, *tensor.shape[3:])
+        else:
+            flat[path] = tensor.reshape(batch.steps * batch.envs, *tensor.shape[2:])
+    return flat, extra
+
+
+def restore(flat: Mapping[str, torch.Tensor], extra: Mapping[str, torch.Tensor], steps: int, envs: int) -> Tensors:
+    """The batch's tensors [T, B, …], and [T + E, B, …], that ``flatten`` took apart."""
+    whole: Tensors = {}
+    for path, rows in flat.items():
+        tensor = rows.reshape(steps, envs, *rows.shape[1:])
+        if path in extra:
+            left = extra[path].unsqueeze(1)
+            by_epoch = tensor.reshape(len(left), steps // len(left), *tensor.shape[1:])
+            both = (by_epoch, left) if path == VALUES else (left, by_epoch)
+            tensor = torch.cat(both, 1).reshape(steps + len(left), *tensor.shape[1:])
+        whole[path] = tensor
+    return whole
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by path as their batches nest them, once."""
+    value: dict[str, Any] = {}
+    for path, tensor in flat.items():
+        name, _, inner = path.partition("/")
+        if inner:
+            value.setdefault(name, {})[inner] = tensor
+        else:
+            value[name] = tensor
+    return value
