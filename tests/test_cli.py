@@ -107,6 +107,14 @@ def test_info_without_a_store_fails_with_1(tmp_path: Path) -> None:
     assert result.stderr.startswith("error: there is no store at ")
 
 
+def test_data_of_another_format_is_shown_the_way_in(tmp_path: Path) -> None:
+    (tmp_path / "old/shards").mkdir(parents=True)
+    (tmp_path / "old/manifest.json").write_text("{}")
+    for command in ("info", "ls", "verify"):
+        result = cli(command, tmp_path / "old")
+        assert result.exit_code == 1 and f"trajstore import {tmp_path / 'old'} new.zarr" in result.stderr
+
+
 # -- ls ----------------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +219,18 @@ def test_verify_cuts_long_lists_unless_asked(tmp_path: Path) -> None:
     (tmp_path / "s/steps/x/c.0").unlink()
     assert "and 10 more trajectories" in cli("verify", tmp_path / "s").stdout
     assert "trajectory 29, " in cli("verify", tmp_path / "s", "--all").stdout
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(store: Path) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "trajstore.cli", "verify", str(store)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True, timeout=60)
+    os.close(theirs)
+    drawn = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "verify" in drawn and "100%" in drawn
+    assert "100%" not in done.stdout and shell("verify", store).stderr == ""
 
 
 # -- errors, exit statuses, streams ------------------------------------------------------------------------------------

@@ -189,6 +189,12 @@ def test_counts_that_do_not_add_up_are_found(store: Path) -> None:
     assert sorted(kinds) == ["count", "count", "table"]
 
 
+def test_a_forged_number_of_trajectories_costs_neither_time_nor_memory(store: Path) -> None:
+    edit(store, lambda body: body["sets"].update(rows=[[0, 1 << 60]]))
+    report = only(store)
+    assert {damage.kind for damage in report.damages} >= {"count", "lost"}
+
+
 def test_metadata_ahead_of_the_manifest_is_found_and_behind_is_not(store: Path) -> None:
     file = store / "steps/obs/zarr.json"
     child = json.loads(file.read_text())

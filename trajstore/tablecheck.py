@@ -17,6 +17,7 @@ from trajstore.shardcheck import Fault
 from trajstore.snapshot import Snapshot
 
 _BLOCK = 1 << 16  # rows of the table looked at together
+_LISTED = 1 << 24  # trajectories that one damage lists at the most
 
 
 class TableCheck:
@@ -42,10 +43,12 @@ class TableCheck:
     ) -> None:
         self.snapshot = snapshot
         self.manifest = snapshot.manifest
-        self.rows = rows
-        self.live = live
         self.faults = faults
         self.shards = shards
+        # Rows that no file of the table can hold are damage, and a forged number of them must not cost a loop.
+        self.rows = rows & IntervalSet(self._held(column_array(ID)))
+        self.named = len(rows)
+        self.live = live
         self.deep = deep
         self.damages: list[Damage] = []
         self.steps = 0  # of the trajectories that are not deleted
@@ -56,8 +59,8 @@ class TableCheck:
             if layout.dimension == TABLE_DIMENSION:
                 self._table_faults(path, layout, rows)
         counted = self.manifest.counts["trajectories"]
-        if len(self.rows) != counted:
-            self._add("count", ROOT, f"the manifest counts {counted} trajectories and names {len(self.rows)}")
+        if self.named != counted:
+            self._add("count", ROOT, f"the manifest counts {counted} trajectories and names {self.named}")
         self._ids()
         unique = self.manifest.progress.get("unique")
         if isinstance(unique, str) and unique in self.manifest.schema.columns and unique != ID:
@@ -94,6 +97,13 @@ class TableCheck:
                     except (CorruptionError, StorageError):
                         pass  # the shard's own fault says so
 
+    def _held(self, array: str) -> list[tuple[int, int]]:
+        """The rows that an array's known shards can hold."""
+        if array not in self.manifest.arrays:
+            return []
+        size = self.manifest.arrays[array][0].shard_rows
+        return [(number * size, (number + 1) * size) for number in self.shards.get(array, ())]
+
     def _unnamed(self, layout: ArrayLayout, rows: int) -> Iterator[Fault]:
         """Shards below an array's end that the commit does not name: no trajectory may have rows there."""
         next_number = 0
@@ -115,13 +125,14 @@ class TableCheck:
         for fault in faults:
             low, high = (self.live.rank(min(row, rows)) for row in (fault.start, fault.stop))
             if fault.sure or low < high:
+                numbers = np.arange(low, min(high, low + _LISTED))
                 self._add(
                     fault.kind,
                     fault.file,
                     fault.message,
                     rows=(fault.start, min(fault.stop, rows)),
-                    trajectories=np.arange(low, high),
-                    spans=nowhere(high - low),
+                    trajectories=numbers,
+                    spans=nowhere(len(numbers)),
                     **({"clock": name} if folder == CLOCKS else {"column": name}),
                 )
 
@@ -183,7 +194,7 @@ class TableCheck:
         if not ascending:
             self._overlaps(clock, end)
         self._add_hits(pending)
-        if clock == MAIN_CLOCK and read == len(self.rows) and steps != manifest.counts["steps"]:
+        if clock == MAIN_CLOCK and read == self.named and steps != manifest.counts["steps"]:
             self._add("count", ROOT, f"the manifest counts {manifest.counts['steps']} steps, there are {steps}")
 
     def _sound(self, clock: str, rows: Ints, pairs: Ints, end: int | None) -> tuple[Ints, Ints]:

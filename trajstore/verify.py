@@ -153,7 +153,7 @@ class _StoreCheck:
             shards |= load_seals(self.storage, manifest)
         except (CorruptionError, StorageError, NotFoundError) as error:
             self.sealed = False
-            everyone = np.arange(len(self.live))
+            everyone = np.arange(min(len(self.live), manifest.counts["trajectories"]))
             message = f"without the lengths of the shards nothing can be read: {error.message}"
             self._add("seals", "", message, trajectories=everyone, spans=nowhere(len(everyone)))
         arrays = manifest.arrays

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trajstore.cli.options import usage
+from trajstore.cli.options import one_of, usage
+from trajstore.errors import NotFoundError
+from trajstore.layout import ROOT
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,22 @@ def recognise(path: str, kind: str, flag: str) -> str:
     if kind == "importer" and not os.path.exists(path):
         raise usage(f"there is nothing at {path}")
     raise usage(f"which format {path} is cannot be told: pass {flag}, one of {', '.join(names(kind))}")
+
+
+def store_of(argument: str | None, ckpt_dir: str | None) -> str:
+    """The store that a command is to open; data of another format is refused with the way in."""
+    path = one_of("STORE", argument, "--ckpt_dir", ckpt_dir)
+    if not os.path.exists(os.path.join(path, ROOT)):
+        for name in names("importer"):
+            if _looks_like(FORMATS[name], path):
+                hint = f"take it in with `trajstore import {path} new.zarr`"
+                raise NotFoundError(f"{path} is no store, it looks like {FORMATS[name].title}", hint=hint)
+    return path
+
+
+def _looks_like(known: Format, path: str) -> bool:
+    by_name = bool(known.suffixes) and path.endswith(known.suffixes) and os.path.isfile(path)
+    return by_name or any(os.path.exists(os.path.join(path, marker)) for marker in known.markers)
 
 
 def accepted(function: Callable[..., Any], given: Mapping[str, Any], name: str) -> dict[str, Any]:

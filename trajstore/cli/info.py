@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from trajstore.cli.options import json_option, one_of, store_argument
+from trajstore.cli.formats import store_of
+from trajstore.cli.options import json_option, store_argument
 from trajstore.cli.output import duration, number, print_json, print_pairs, print_table, size
 
 
@@ -26,7 +27,7 @@ def info(store: str | None, ckpt_dir: str | None, as_json: bool) -> None:
     """
     from trajstore.info import info as describe
 
-    found = describe(one_of("STORE", store, "--ckpt_dir", ckpt_dir))
+    found = describe(store_of(store, ckpt_dir))
     if as_json:
         print_json(found)
     else:

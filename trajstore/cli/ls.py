@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 import numpy as np
 
-from trajstore.cli.options import json_option, one_of, option, store_argument, usage
+from trajstore.cli.formats import store_of
+from trajstore.cli.options import json_option, option, store_argument, usage
 from trajstore.cli.output import print_columns, print_json_list
 
 
@@ -39,7 +40,7 @@ def ls(
     from trajstore.dataset import open as open_dataset
     from trajstore.errors import NotFoundError, SchemaError
 
-    dataset = open_dataset(one_of("STORE", store, "--ckpt_dir", ckpt_dir))
+    dataset = open_dataset(store_of(store, ckpt_dir))
     table = dataset.table
     try:
         chosen = np.arange(len(dataset)) if where is None else dataset.matching(where)

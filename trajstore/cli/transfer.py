@@ -107,7 +107,7 @@ def export(
         **formats.more_options(more),
     }
     options = formats.accepted(function, given, name)
-    dataset = open_dataset(one_of("STORE", store, "--ckpt_dir", ckpt_dir))
+    dataset = open_dataset(formats.store_of(store, ckpt_dir))
     if where is not None:
         try:
             dataset = dataset.where(where)

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from trajstore.cli import DAMAGE
-from trajstore.cli.options import json_option, one_of, option, progress_option, store_argument
+from trajstore.cli.formats import store_of
+from trajstore.cli.options import json_option, option, progress_option, store_argument
 from trajstore.cli.output import number, print_json, progress_bar, size
 
 
@@ -40,7 +41,7 @@ def verify(
     """
     from trajstore.verify import verify as check
 
-    path = one_of("STORE", store, "--ckpt_dir", ckpt_dir)
+    path = store_of(store, ckpt_dir)
     with progress_bar("verify", hidden=no_progress or as_json) as progress:
         report = check(path, deep=deep, threads=threads, progress=progress)
     if as_json:
