@@ -74,9 +74,7 @@ def test_rows_equal_what_was_appended(tmp_path: Path, seed: int, cache_bytes: in
             assert same(reader.read(start, stop), expected[start:stop])
             starts = rng.integers(0, total, 20)
             stops = np.minimum(starts + rng.integers(0, 30, 20), total)
-            assert same(
-                reader.read_runs(starts, stops), np.concatenate([expected[a:b] for a, b in zip(starts, stops)])
-            )
+            assert same(reader.read_runs(starts, stops), np.concatenate([expected[a:b] for a, b in zip(starts, stops)]))
 
 
 @pytest.mark.parametrize("seed", range(3))

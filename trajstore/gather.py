@@ -27,8 +27,6 @@ _FEW_CHUNKS = 4  # a longer stretch is read once and would only push other chunk
 _FEW_PIECES = 3  # of one chunk that are copied one by one; more are copied by their row numbers
 _ALONE_BYTES = 512 << 10  # decoded bytes that one thread has done before another would have begun
 _PART_BYTES = 8 << 20  # decoded bytes that a thread takes at a time, at the most
-_CONVERT_BYTES = 256 << 10  # stored bytes that are converted in one call
-_AT_ONCE = 64 << 20  # bytes of scattered rows that may stand in memory twice
 _INDEXES = 4096  # shard indexes kept for an array
 
 
@@ -149,7 +147,7 @@ class ArrayReader:
             one = into is None and int(rows[-1]) - int(rows[0]) + 1 == len(rows) and bool((np.diff(rows) == 1).all())
             block = self._block(len(rows), one)
             if block is None:
-                self._bring(*runs(rows, into), out, everywhere=into is None)
+                self._bring(*runs(rows, into), out)
             else:
                 self._take(rows, out, into, block)
         return out
@@ -174,7 +172,7 @@ class ArrayReader:
             return
         places = np.flatnonzero(missing)
         work = runs(rows[places], places if into is None else into[places])
-        self._bring(*work, out, block, everywhere=into is None and len(places) == len(out))
+        self._bring(*work, out, block)
 
     def frames(self, chunks: Ints) -> Iterator[tuple[int, bytes]]:
         """The frames of the given chunks (int64, ascending) as they are stored, each checked: number, bytes.
@@ -211,18 +209,9 @@ class ArrayReader:
             raise SchemaError(f"out is {out.dtype} {out.shape}, expected {self.dtype} {shape}")
         return out
 
-    def _bring(
-        self,
-        starts: Ints,
-        stops: Ints,
-        targets: Ints,
-        out: Array,
-        block: Block | None = None,
-        *,
-        everywhere: bool = True,
-    ) -> None:
-        """Runs of rows, none empty, to where they go; ``everywhere``: they fill all of ``out``."""
-        layout, convert = self.layout, self._convert
+    def _bring(self, starts: Ints, stops: Ints, targets: Ints, out: Array, block: Block | None = None) -> None:
+        """Runs of rows, none empty, to where they go."""
+        layout = self.layout
         if not layout.row_bytes:
             return
         work = _Work(pieces(starts, stops, targets, layout.chunk_rows))
@@ -233,22 +222,18 @@ class ArrayReader:
         share = max(1, min(-(-count // (4 * crew.SIZE)), _PART_BYTES // layout.chunk_bytes))
         share = max(share, (_ALONE_BYTES // 2) // layout.chunk_bytes)
         keep = None if block is None else (block, stride)
-        if convert is None or len(starts) == 1 or not everywhere or out.nbytes > _AT_ONCE:
-            _in_parts(count, share, lambda low, high: self._fill(work, low, high, out, convert, keep))
+        if count <= share or crew.SIZE == 1:
+            self._fill(work, 0, count, out, keep)
             return
-        # Scattered rows are brought as they are stored, then converted side by side: one call for many.
-        stored = np.empty(out.shape, layout.dtype)
-        _in_parts(count, share, lambda low, high: self._fill(work, low, high, stored, None, keep))
-        rows = max(1, _CONVERT_BYTES // layout.row_bytes)
-        _in_parts(len(out), rows, lambda low, high: convert(stored[low:high], out[low:high]))
+        crew.share(
+            lambda part: self._fill(work, part * share, min(part * share + share, count), out, keep), -(-count // share)
+        )
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _fill(
-        self, work: _Work, begin: int, end: int, out: Array, convert: Convert | None, keep: tuple[Block, int] | None
-    ) -> None:
+    def _fill(self, work: _Work, begin: int, end: int, out: Array, keep: tuple[Block, int] | None) -> None:
         """Fill ``out`` from the chunks ``begin`` to ``end`` of the work; ``keep`` every n-th chunk of the array."""
-        layout, rows = self.layout, self.layout.chunk_rows
+        layout, convert, rows = self.layout, self._convert, self.layout.chunk_rows
         row_bytes = layout.row_bytes
         flat = out.reshape(-1).view(np.uint8) if convert is None and out.flags.c_contiguous else None
         scratch = np.empty((rows, *layout.row_shape), layout.dtype)
@@ -386,14 +371,6 @@ def _give(chunk: Array, work: _Work, i: int, out: Array, convert: Convert | None
             values = np.empty((len(target), *out.shape[1:]), out.dtype)
             convert(chunk[rows], values)
             out[target] = values
-
-
-def _in_parts(count: int, share: int, work: Callable[[int, int], None]) -> None:
-    """Call ``work`` with the bounds of every part of up to ``share``, in threads if there are several."""
-    if count <= share or crew.SIZE == 1:
-        work(0, count)
-    else:
-        crew.share(lambda part: work(part * share, min(part * share + share, count)), -(-count // share))
 
 
 def _placed(error: CorruptionError, place: str) -> CorruptionError:
