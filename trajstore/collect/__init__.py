@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from trajstore.collect.padded import append_padded
 from trajstore.collect.recorder import Recorder
 from trajstore.collect.seeds import SeedDispenser, split_seeds
+from trajstore.collect.tensordict import TensorDictRecorder
 
-__all__ = ["Recorder", "SeedDispenser", "split_seeds"]
+__all__ = ["Recorder", "SeedDispenser", "TensorDictRecorder", "append_padded", "split_seeds"]

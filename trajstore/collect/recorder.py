@@ -197,18 +197,20 @@ class Recorder:
             else:
                 column[np.asarray(envs)] = values
 
-    def reset(self, envs: Any = None) -> None:
+    def reset(self, envs: Any = None, *, final_obs: Any = None) -> None:
         """The next step begins an episode in all environments, or in ``envs``; one under way there ends, truncated.
 
-        An observation that was ``put`` in this step is the final one of the episodes that end here.
+        Its final observation is that of ``final_obs``, (num_envs, …), or what was ``put`` in this step already.
         """
         chosen = slice(None) if envs is None else np.asarray(envs)
         if self._head and self._boundary and not self._ring.backend:
-            numbers = np.arange(self.num_envs)[chosen]
-            put = [path for path in self._begun if self._splitter.has_boundary(path)]
-            if put:
-                rows = {path: self._ring.slots[path].array[self._head % self._ring.steps][numbers] for path in put}
-                self._splitter.give(self._head - 1, numbers, rows)
+            at = self._head % self._ring.steps
+            rows = {path: self._ring.slots[path].array[at] for path in self._begun if self._splitter.has_boundary(path)}
+            if final_obs is not None:
+                rows = {path: as_array(path, value) for path, value in self._boundary_values(final_obs).items()}
+            if rows:
+                numbers = np.arange(self.num_envs)[chosen]
+                self._splitter.give(self._head - 1, numbers, {path: value[numbers] for path, value in rows.items()})
         self._fresh[chosen] = True
         self._any_fresh = True
 
@@ -252,8 +254,7 @@ class Recorder:
                     hint="give it with the step, or record observations='T'",
                 )
             return
-        given = final_obs if len(self._boundary) > 1 else {self._boundary[0]: final_obs}
-        found = dict(leaves(given))
+        found = self._boundary_values(final_obs)
         terminated, truncated = values["terminated"], values["truncated"]
         if any(device.on_device(value) for value in (terminated, truncated, *found.values())):
             values.update((f"{FINAL}{path}", value) for path, value in found.items())
@@ -262,6 +263,10 @@ class Recorder:
         if len(envs):
             rows = {path: as_array(path, value).take(envs, axis=0) for path, value in found.items()}
             self._splitter.give(self._head, envs, rows)
+
+    def _boundary_values(self, final_obs: Any) -> dict[str, Any]:
+        """Final observations by path: of the one boundary field, or a dict by the names of several."""
+        return dict(leaves(final_obs if len(self._boundary) > 1 else {self._boundary[0]: final_obs}))
 
     def _store(self, values: Mapping[str, Any], *, whole: bool) -> None:
         """Copy values to the present row of the ring."""
@@ -470,9 +475,7 @@ class Recorder:
         self.writer.detach(self)
 
     def _put_final_row(self, final_obs: Any) -> None:
-        values = {}
-        if final_obs is not None:
-            values = dict(leaves(final_obs if len(self._boundary) > 1 else {self._boundary[0]: final_obs}))
+        values = {} if final_obs is None else self._boundary_values(final_obs)
         wanted = {path for path in self._ring.slots if self._splitter.has_boundary(path)}
         if not wanted <= values.keys() | self._begun:
             return
