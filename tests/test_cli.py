@@ -354,6 +354,9 @@ def test_the_demo_kills_a_real_collection_and_loses_nothing(tmp_path: Path) -> N
     dataset = trajstore.open(found["store"])
     assert sorted(dataset.column("seed").tolist()) == list(range(300))
     assert (tmp_path / "demo" / "routes.npz").is_file()
+    for env, word in (("NoSuchEnvironment-v0", "no environment"), ("Pendulum-v1", "no discrete actions")):
+        refused = shell("demo", tmp_path / "no", "--env", env)
+        assert refused.returncode == 1 and word in refused.stderr and not (tmp_path / "no").exists()
     again = shell("demo", tmp_path / "demo")
     assert again.returncode == 1 and "is not empty" in again.stderr
 

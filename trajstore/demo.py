@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import trajstore
-from trajstore.errors import AlreadyExistsError, MissingDependencyError, StateError
+from trajstore.errors import AlreadyExistsError, MissingDependencyError, NotFoundError, SchemaError, StateError
 from trajstore.exporters.routes import export_routes
 from trajstore.verify import verify
 
@@ -115,7 +115,13 @@ def make_envs(name: str, count: int) -> Any:
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         gymnasium.register_envs(ale_py)
         options["obs_type"] = "grayscale"
-    return SyncVectorEnv([lambda: gymnasium.make(name, **options)] * count, autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        envs = SyncVectorEnv([lambda: gymnasium.make(name, **options)] * count, autoreset_mode=AutoresetMode.DISABLED)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise NotFoundError(f"there is no environment {name!r} here: {error}") from error
+    if not isinstance(envs.single_action_space, gymnasium.spaces.Discrete):
+        raise SchemaError(f"{name} has no discrete actions", hint=f"for example {CLASSIC}")
+    return envs
 
 
 def best_env() -> str:
@@ -192,9 +198,12 @@ def run(
 
     Raises
     ------
-    MissingDependencyError, AlreadyExistsError, and StateError if the collector itself fails.
+    MissingDependencyError, AlreadyExistsError, NotFoundError or SchemaError for the environment, and StateError if the
+    collector itself fails.
     """
     began = time.monotonic()
+    if env is not None:
+        make_envs(env, 1).close()  # what is wrong with it is better said before anything is made
     env = env or best_env()
     chance = random.Random(seed)
     report = DemoReport(_new_folder(folder), env, episodes)
