@@ -19,6 +19,7 @@ class Budget:
     """Bytes handed to the encoders and not encoded yet, held below a limit by making the caller wait.
 
     stalled : seconds for which callers have waited.
+    encoded_bytes, encode_seconds : what the encoders have done, and the time it took them, all threads together.
     """
 
     def __init__(self, limit: int) -> None:
@@ -26,6 +27,8 @@ class Budget:
         self.used = 0
         self.peak = 0
         self.stalled = 0.0
+        self.encoded_bytes = 0
+        self.encode_seconds = 0.0
         self._changed = threading.Condition()
 
     def acquire(self, amount: int, clock: Callable[[], float]) -> None:
@@ -39,9 +42,12 @@ class Budget:
             self.used += amount
             self.peak = max(self.peak, self.used)
 
-    def release(self, amount: int) -> None:
+    def release(self, amount: int, seconds: float = 0.0) -> None:
+        """Give back what was acquired, after an encoder has had it for ``seconds``."""
         with self._changed:
             self.used -= amount
+            self.encoded_bytes += amount
+            self.encode_seconds += seconds
             self._changed.notify_all()
 
     def has_room(self, amount: int) -> bool:
@@ -198,6 +204,7 @@ class Appender:
     # -- in the encoders' threads ----------------------------------------------------------------------------------
 
     def _encode(self, run: _Run, start: int, stop: int, amount: int) -> None:
+        begun = self._clock()
         try:
             rows = run.buffer[start - run.first : stop - run.first]
             target = self.target
@@ -207,7 +214,7 @@ class Appender:
                 self._replace_target(target)
                 self.target.encode(rows, start)
         finally:
-            self._budget.release(amount)
+            self._budget.release(amount, self._clock() - begun)
             with self._guard:
                 run.jobs -= 1
                 if run.full and not run.jobs:

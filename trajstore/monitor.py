@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,6 +104,14 @@ class PerformanceMonitor:
         """``{"perf/<timer>": mean seconds}``: what a TensorBoard or W&B logger takes."""
         return {f"{prefix}{name}": stat["mean"] for name, stat in self.get_stats(window).items()}
 
+    def log(self, target: Any, step: int | None = None, *, window: int = 100, stats: Mapping[str, float] = {}) -> None:
+        """Send ``perf/<timer>`` means to a logger, and ``perf/<name>`` of other figures, ``writer.stats`` say.
+
+        ``target`` : see :func:`log_values_to`.
+        """
+        values = {**self.log_values(window), **{f"perf/{name}": float(value) for name, value in stats.items()}}
+        log_values_to(target, values, step)
+
     def reset(self) -> None:
         """Forget all values and running timers."""
         self._values.clear()
@@ -141,3 +149,23 @@ class PerformanceMonitor:
                 end.synchronize()
                 values[position] = start.elapsed_time(end) / 1e3
         return list(values[first:])  # type: ignore[arg-type]  # all floats now
+
+
+def log_values_to(target: Any, values: Mapping[str, float], step: int | None = None) -> None:
+    """Log values by name to anything shaped like TensorBoard's ``SummaryWriter`` or a W&B run; neither is needed here.
+
+    Parameters
+    ----------
+    target : has ``add_scalar(tag, value, step)``, or ``log(values, step=step)``, or is called with ``(values, step)``.
+
+    Raises ``TypeError`` for anything else.
+    """
+    if hasattr(target, "add_scalar"):
+        for name, value in values.items():
+            target.add_scalar(name, value, step)
+    elif hasattr(target, "log"):
+        target.log(dict(values), step=step)
+    elif callable(target):
+        target(dict(values), step)
+    else:
+        raise TypeError(f"{type(target).__name__} has neither add_scalar nor log, and cannot be called")

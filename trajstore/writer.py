@@ -265,6 +265,7 @@ class Writer:
     ) -> None:
         self._session = session
         self._part = part
+        self._commit_times: list[float] = []
         self._sources: list[Source] = []
         self._order = threading.Lock()  # of appends, once some are on their way from a device; taken before the other
         self._staging: Staging | None = None
@@ -410,13 +411,28 @@ class Writer:
 
     @property
     def stats(self) -> dict[str, float]:
-        """Queue and commit figures of this session: bytes, seconds, counts."""
-        budget = self._ingest.budget
+        """What this session has done so far, and what it cost.
+
+        queue_bytes, queue_peak_bytes : handed to the encoders and not encoded yet. stall_seconds : for which ``append``
+        has waited for room. encode_bytes_per_second : raw bytes, one thread. commits, commit_seconds, and of the last
+        one, commit_last_seconds. ratio : raw bytes to compressed. frame_bytes : compressed. written_bytes,
+        copied_bytes : of shard files, and how much of that was copied from their versions before.
+        """
+        budget, disk = self._ingest.budget, self._ingest.disk_figures()
+        encoded = budget.encoded_bytes
         return {
+            "trajectories": len(self) - self._opened["trajectories"],
+            "steps": self.steps - self._opened["steps"],
             "queue_bytes": budget.used,
             "queue_peak_bytes": budget.peak,
-            "stall_seconds": budget.stalled,
-            **self._ingest.disk_figures(),
+            "stall_seconds": budget.stalled + (self._staging.stalled if self._staging else 0.0),
+            "raw_bytes": encoded,
+            "encode_bytes_per_second": encoded / budget.encode_seconds if budget.encode_seconds else 0.0,
+            "commits": len(self._commit_times),
+            "commit_seconds": sum(self._commit_times),
+            "commit_last_seconds": self._commit_times[-1] if self._commit_times else 0.0,
+            "ratio": encoded / disk["frame_bytes"] if disk["frame_bytes"] else 1.0,
+            **disk,
         }
 
     def append(self, trajectory: Mapping[str, Any], /, **columns: Any) -> int | None:
@@ -811,8 +827,10 @@ class Writer:
                 }
                 new_bytes, new_trajectories = self._new_bytes, self._new_trajectories
                 self._wanted = False
+            begun = time.monotonic()
             self._ingest.commit(cut, sets, extra)
             with self._lock:
+                self._commit_times.append(time.monotonic() - begun)
                 self._committed_version = version
                 self._new_bytes -= new_bytes
                 self._new_trajectories -= new_trajectories
