@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from bench.rows import ROWS, Bench, Claim, SkipRow
 
 #: Modules of this package that enter rows, in the order of the table.
-MODULES = ["reading"]
+MODULES = ["ingest", "reading", "checkpoint", "replay"]
 
 _VERSIONS = "numpy numcodecs zarr tensorstore zarrs h5py torch torchrl dask".split()
 
@@ -53,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
                     print(_line(claim), flush=True)
             except (SkipRow, ImportError) as error:
                 skipped[name] = str(error)
+            except Exception as error:  # the other rows are still worth measuring
+                traceback.print_exc()
+                skipped[name] = f"FAILED: {error!r}"
             print(f"  [{name}: {time.perf_counter() - begun:.0f} s]", file=sys.stderr, flush=True)
         scaling = None
         if options.scaling:

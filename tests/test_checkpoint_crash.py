@@ -190,7 +190,7 @@ class MemoryStorage:
             a, b = self._place(entries, self._key(source)), self._place(entries, self._key(target))
             if a not in entries:
                 raise StorageError(f"no {source}")
-            inode = entries[b] if b in entries else None
+            inode = entries.get(b)
             if inode is not None and any(parent == inode for parent, _ in entries):
                 raise StorageError(f"{target} is a folder that is not empty")
             self.disk.change(b[0], (a, None), (b, entries[a]))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trajstore.checkpoint import Checkpoints, File, folder, write_folder
+from trajstore.checkpoint import Checkpoints, File, read_folder, write_folder
 from trajstore.checkpoint.tree import Flattening, Unflattening
 from trajstore.errors import NotFoundError, SchemaError
 
@@ -104,7 +104,7 @@ def test_files_and_folders_travel_unopened(ckpts, tmp_path):
     (source / "policies" / "seeker").mkdir(parents=True)
     (source / "algorithm_state.pkl").write_bytes(b"\x80\x04not really a pickle")
     (source / "policies" / "seeker" / "policy_state.pkl").write_bytes(b"x" * 100_000)
-    back = round_trip(ckpts, {"rllib": folder(source), "module": File(source / "algorithm_state.pkl")})
+    back = round_trip(ckpts, {"rllib": read_folder(source), "module": File(source / "algorithm_state.pkl")})
     assert back["module"] == b"\x80\x04not really a pickle" and back["module"].name == "algorithm_state.pkl"
     write_folder(back["rllib"], tmp_path / "out")
     assert (tmp_path / "out/policies/seeker/policy_state.pkl").read_bytes() == b"x" * 100_000

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trajstore.checkpoint.rng import set_rng_state as set_rng_state
     from trajstore.checkpoint.shelf import Checkpoint as Checkpoint
     from trajstore.checkpoint.tree import File as File
-    from trajstore.checkpoint.tree import folder as folder
+    from trajstore.checkpoint.tree import read_folder as read_folder
     from trajstore.checkpoint.tree import write_folder as write_folder
 
 _ROOMS = {
@@ -22,7 +22,7 @@ _ROOMS = {
     "DamagedCheckpointWarning": "checkpoints",
     "File": "tree",
     "Restored": "checkpoints",
-    "folder": "tree",
+    "read_folder": "tree",
     "rng_state": "rng",
     "set_rng_state": "rng",
     "write_folder": "tree",

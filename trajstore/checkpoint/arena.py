@@ -116,7 +116,7 @@ class Arena:
         return sys.modules["torch"].from_numpy(self._memory[start:stop])
 
 
-@dataclass
+@dataclass(slots=True)
 class _Copy:
     target: int
     size: int
@@ -133,8 +133,9 @@ class Staging:
         step changes.
     """
 
-    def __init__(self, extents: list[Extent], layout: Plan, arena: Arena, lazy: frozenset[tuple[str, int]]) -> None:
+    def __init__(self, extents: list[Extent], layout: Plan, arena: Arena, lazy: frozenset[int]) -> None:
         self._arena = arena
+        self._base = arena.address
         self._later: list[tuple[_Copy, int]] = []
         self._lock = threading.Lock()
         self._events: list[Any] = []
@@ -144,31 +145,20 @@ class Staging:
             if number < 0:
                 continue
             target = layout.starts[number] + offset
-            source = extent.source
-            if isinstance(source, bytes):
-                arena.view(target, target + extent.size)[:] = np.frombuffer(source, np.uint8)
-                continue
-            if isinstance(source, np.ndarray):
-                now.append(_Copy(target, extent.size, source.ctypes.data, extent))
-                continue
-            storage = source.untyped_storage()
             # An extent is whole elements; a storage that other dtypes share may end within the last one.
-            size = min(extent.stop, storage.nbytes()) - extent.start
+            size = min(extent.stop, extent.limit) - extent.start
             if size < extent.size:
                 arena.view(target + size, target + extent.size)[:] = 0
-            address = storage.data_ptr() + extent.start if source.device.type == "cpu" else 0
-            copy = _Copy(target, size, address, extent)
-            if lazy and tensors.storage_key(source) in lazy:
-                self._later.append((copy, source._version))
+            if isinstance(extent.source, bytes):
+                arena.view(target, target + size)[:] = np.frombuffer(extent.source, np.uint8)
+                continue
+            copy = _Copy(target, size, extent.address and extent.address + extent.start, extent)
+            # What lies on a device is only queued here: the device copies it before whatever it is told next.
+            if extent.address and extent.storage in lazy:
+                self._later.append((copy, extent.source._version))
             else:
                 now.append(copy)
-        self._base = arena.address
         self._run(now)
-        if any(copy.address == 0 for copy, _ in self._later):
-            # Device copies are only queued: the device does them in the stream's order, before whatever comes next.
-            device = [copy for copy, _ in self._later if copy.address == 0]
-            self._later = [(copy, version) for copy, version in self._later if copy.address]
-            self._run(device)
 
     def finish(self) -> None:
         """Make the copies that are left. Whoever comes first makes them, the other waits. Raises nothing."""

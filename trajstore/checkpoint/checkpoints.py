@@ -170,7 +170,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._signals = Signals("ignore" if read_only else on_signal)
         self._optimizers: list[tuple[Any, Any]] = []
-        self._owned: tuple[int, frozenset[tuple[str, int]], Any] = (-1, frozenset(), None)
+        self._owned: tuple[int, frozenset[int], Any] = (-1, frozenset(), None)
         self._unstaged: deque[Staging] = deque()
         self._layout: tuple[Any, Plan] = (None, Plan((), (), (), 0))
         self._parent: str | None = None
@@ -273,8 +273,7 @@ class Checkpoints:
         if key != self._layout[0]:
             self._layout = (key, plan(extents))
         layout = self._layout[1]
-        pinned = any(tensors.is_tensor(extent.source) and extent.source.is_cuda for extent in extents)
-        arena.prepare(layout.size, pinned=pinned)
+        arena.prepare(layout.size, pinned=_on_cuda(extents))
         staging = Staging(extents, layout, arena, self._owned_storages())
         if self._optimizers:
             self._unstaged.append(staging)
@@ -302,7 +301,7 @@ class Checkpoints:
             flat.add("rng", rng_state())
         extents = flat.finish()
         size = plan(extents).size
-        pinned = any(tensors.is_tensor(extent.source) and extent.source.is_cuda for extent in extents)
+        pinned = _on_cuda(extents)
         with self._state:
             self._state.wait_for(lambda: len(self._free) == 2)
             for arena in self._free:
@@ -322,7 +321,7 @@ class Checkpoints:
         if optimizers and len(self._optimizers) == len(optimizers):
             threading.Thread(target=_stage, args=(weakref.ref(self), self._state), daemon=True).start()
 
-    def _owned_storages(self) -> frozenset[tuple[str, int]]:
+    def _owned_storages(self) -> frozenset[int]:
         if not self._optimizers:
             return frozenset()
         count = sum(len(optimizer.state) + len(optimizer.param_groups) for optimizer, _ in self._optimizers)
@@ -700,6 +699,10 @@ def _tensors_of(optimizer: Any) -> List[Any]:
     for values in optimizer.state.values():
         found += [value for value in values.values() if tensors.is_tensor(value)]
     return found
+
+
+def _on_cuda(extents: list[Extent]) -> bool:
+    return any(extent.storage and not extent.address and extent.source.is_cuda for extent in extents)
 
 
 def _whole(step: Any) -> int:

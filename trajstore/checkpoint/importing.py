@@ -14,7 +14,7 @@ from trajstore.checkpoint.checkpoints import Checkpoints
 from trajstore.checkpoint.folder import open_folder
 from trajstore.checkpoint.foreign import ForeignFolder
 from trajstore.checkpoint.shelf import Checkpoint
-from trajstore.checkpoint.tree import File, folder
+from trajstore.checkpoint.tree import File, read_folder
 from trajstore.errors import MissingDependencyError, SchemaError, TrajstoreError
 
 FILES = "files"
@@ -83,7 +83,7 @@ def _import(origin: ForeignFolder, target: Checkpoints) -> Imported:
 def _read(checkpoint: Checkpoint) -> dict[str, Any]:
     path = Path(checkpoint.path)
     if path.is_dir():
-        return {FILES: folder(path)}
+        return {FILES: read_folder(path)}
     data = path.read_bytes()
     if path.name.endswith(".lz4"):
         import lz4.frame

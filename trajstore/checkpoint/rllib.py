@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trajstore.checkpoint.checkpoints import Checkpoints, Restored
-from trajstore.checkpoint.tree import folder, write_folder
+from trajstore.checkpoint.tree import read_folder, write_folder
 from trajstore.errors import SchemaError, StateError
 from trajstore.versions import library_versions, version_hint
 
@@ -70,7 +70,7 @@ def save_algorithm(
     try:
         save = getattr(algorithm, "save_to_path", None) or algorithm.save
         save(str(scratch / "files"))
-        state = {ALGORITHM: folder(scratch / "files")}
+        state = {ALGORITHM: read_folder(scratch / "files")}
         meta = {**(kwargs.pop("meta", None) or {}), "versions": library_versions("ray")}
         return checkpoints.save(step, state, metrics, meta, **kwargs)
     finally:

@@ -62,20 +62,19 @@ def dtype_of(name: str) -> torch.dtype:
     return cast("torch.dtype", dtype)
 
 
-def hull(tensor: torch.Tensor) -> tuple[int, int]:
+def hull(tensor: torch.Tensor, contiguous: bool | None = None) -> tuple[int, int]:
     """``[start, stop)`` in bytes of its storage between a tensor's first and last element."""
     size = tensor.itemsize
     start = int(tensor.storage_offset()) * size
-    if tensor.is_contiguous():
+    if tensor.is_contiguous() if contiguous is None else contiguous:
         return start, start + tensor.numel() * size
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else -1
     return start, start + (last + 1) * size
 
 
-def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
-    """Equal for tensors that lie in one storage."""
-    storage = tensor.untyped_storage()
-    return str(tensor.device), storage._cdata
+def storage_key(tensor: torch.Tensor) -> int:
+    """Equal for tensors that lie in one storage, as long as that lives."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def storage_bytes(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
@@ -134,7 +133,7 @@ class Snapshots:
 
     def take(self, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], Bytes]:
         """Copies of ``tensors``, and the memory they lie in, to be given back with :meth:`release`."""
-        spans: dict[tuple[str, int], list[int]] = {}
+        spans: dict[int, list[int]] = {}
         plain = [tensor.detach().resolve_conj().resolve_neg() for tensor in tensors]
         for tensor in plain:
             key, (start, stop) = storage_key(tensor), hull(tensor)
@@ -145,7 +144,7 @@ class Snapshots:
             places[key] = total
             total += -(-(stop - start) // 64) * 64
         memory = self._memory(total)
-        copied: dict[tuple[str, int], torch.UntypedStorage] = {}
+        copied: dict[int, torch.UntypedStorage] = {}
         torch = sys.modules["torch"]
         result = []
         for tensor in plain:

@@ -32,7 +32,7 @@ BYTES = "bytes"
 """The dtype of extents without one: ``bytes``, files, strings arrays, structured arrays."""
 
 _DEFAULT_SECTION = "state"
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN = frozenset((str, int, float, bool, type(None)))
 _NATIVE = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
 )
@@ -52,13 +52,13 @@ class FileContent(bytes):
     name: str = ""
 
 
-def folder(path: Path | str) -> dict[str, Any]:
+def read_folder(path: Path | str) -> dict[str, Any]:
     """All files in a folder, nested as they are, for a state; :func:`write_folder` writes them back."""
-    return {child.name: folder(child) if child.is_dir() else File(child) for child in sorted(Path(path).iterdir())}
+    return {child.name: read_folder(child) if child.is_dir() else File(child) for child in sorted(Path(path).iterdir())}
 
 
 def write_folder(files: Mapping[str, Any], path: Path | str) -> None:
-    """Write what :func:`folder` read into a new folder."""
+    """Write what :func:`read_folder` read into a new folder."""
     target = Path(path)
     target.mkdir(parents=True)
     for name, value in files.items():
@@ -70,16 +70,24 @@ def write_folder(files: Mapping[str, Any], path: Path | str) -> None:
             (target / name).write_bytes(value)
 
 
-@dataclass
+@dataclass(slots=True)
 class Extent:
-    """Bytes of a state: ``[start, stop)`` of where they lie now (a storage, an array, a bytes object)."""
+    """Bytes of a state: ``[start, stop)`` of where they lie now (a storage, an array, a bytes object).
+
+    source : a tensor, an ndarray or bytes; it keeps the memory alive. unit : bytes of an element. limit : bytes that the
+    source has. address : of its first byte, 0 where it is not on the host. storage : tells one tensor's storage from
+    another's, 0 for what is no tensor.
+    """
 
     section: str
     dtype: str
     start: int
     stop: int
-    source: Any  # a tensor, an ndarray or bytes
-    unit: int = 1  # bytes of an element
+    source: Any
+    unit: int
+    limit: int
+    address: int = 0
+    storage: int = 0
 
     @property
     def size(self) -> int:
@@ -101,10 +109,12 @@ class Flattening:
 
     def __init__(self, state: Any, section: str | None = None) -> None:
         self.extents: list[Extent] = []
-        self._storages: dict[tuple[str, int], int] = {}
+        self._storages: dict[int, int] = {}
         self._objects: dict[int, Any] = {}  # id: node; also keeps no object twice
         self._alive: list[Any] = []
         self._above: set[int] = set()
+        torch = sys.modules.get("torch")
+        self._plain_tensor = torch.Tensor if torch is not None else None
         self._section = section or _DEFAULT_SECTION
         if section is None and type(state) in (dict, OrderedDict) and all(type(key) is str for key in state):
             self.node: Any = self._top(state)
@@ -140,6 +150,8 @@ class Flattening:
         kind = type(value)
         if kind in _PLAIN:
             return value
+        if kind is self._plain_tensor:
+            return self._tensor(value, path)
         walk = self._WALKS.get(kind)
         if walk is not None:
             return self._container(walk, value, path)
@@ -185,24 +197,29 @@ class Flattening:
     def _tensor(self, tensor: Any, path: str) -> Any:
         tensors.check_tensor(tensor, path)
         flag = None
-        if tensor.requires_grad or type(tensor) is not sys.modules["torch"].Tensor:
+        if tensor.requires_grad or type(tensor) is not self._plain_tensor:
             flag = [type(tensor).__name__, tensor.requires_grad]
             tensor = tensor.detach()
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
-        start, stop = tensors.hull(tensor)
+        contiguous = tensor.is_contiguous()
+        start, stop = tensors.hull(tensor, contiguous)
         dtype = tensors.dtype_name(tensor)
-        key = tensors.storage_key(tensor)
+        storage = tensor.untyped_storage()
+        key = storage._cdata
         index = self._storages.get(key)
         if index is None:
             index = self._storages[key] = len(self.extents)
-            self.extents.append(Extent(self._section, dtype, start, stop, tensor, tensor.itemsize))
+            address = storage.data_ptr() if tensor.is_cpu else 0
+            self.extents.append(
+                Extent(self._section, dtype, start, stop, tensor, tensor.itemsize, storage.nbytes(), address, key)
+            )
         elif stop > start:
             extent = self.extents[index]
             if extent.start == extent.stop:
                 extent.start, extent.stop = start, stop
             extent.start, extent.stop = min(extent.start, start), max(extent.stop, stop)
-        stride = None if tensor.is_contiguous() else list(tensor.stride())
+        stride = None if contiguous else list(tensor.stride())
         return ["tensor", index, dtype, start, list(tensor.shape), stride, flag]
 
     def _array(self, value: np.ndarray[Any, Any], path: str) -> Any:
@@ -233,8 +250,10 @@ class Flattening:
         return ["file", self._add(BYTES, value, 1), value.name]
 
     def _add(self, dtype: str, source: Any, unit: int) -> int:
-        size = source.nbytes if isinstance(source, np.ndarray) else len(source)
-        self.extents.append(Extent(self._section, dtype, 0, size, source, unit))
+        is_array = isinstance(source, np.ndarray)
+        size = source.nbytes if is_array else len(source)
+        address = source.ctypes.data if is_array else 0
+        self.extents.append(Extent(self._section, dtype, 0, size, source, unit, size, address))
         return len(self.extents) - 1
 
     def _other(self, value: Any, kind: type, path: str) -> Any:
