@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.amendment import Amendment, amending
-from trajstore.assembly import write_table
+from trajstore.assembly import make_folder, write_table
 from trajstore.dataset import Dataset, Place, Trajectory
 from trajstore.dataset import open as open_dataset
 from trajstore.encoding import column_layout, field_layout
@@ -39,8 +39,8 @@ def add_column(
 
     Parameters
     ----------
-    values : an expression over the columns, such as ``"length < 100"``; a function of a trajectory; or an array (n,),
-        in the order of the store's trajectories (``trajstore.open(place)``).
+    values : an expression over the columns, such as ``"length < 100"`` or ``"score / length"``; a function of a
+        trajectory; or an array (n,), in the order of the store's trajectories (``trajstore.open(place)``).
     dtype : of the column; by default that of the values.
     default : for trajectories that are appended later without a value; without one, each must give it.
 
@@ -77,7 +77,7 @@ def add_column(
 
 def _values(values: Any, live: Dataset, every: Dataset) -> Array:
     if isinstance(values, str):
-        parsed = Expression(values)
+        parsed = Expression(values, values=True)
         parsed.check(list(every.table))
         found = parsed.evaluate({name: every.table[name] for name in parsed.names})
         return np.broadcast_to(np.asarray(found), (len(every),))
@@ -157,7 +157,7 @@ def add_field(
         spec = Field(dtype or "float32", tuple(shape or ()), model.clock, array=_free_array(amendment, path))
         layout = field_layout(spec, head.arrays[model.array][0].codec)
         schema = head.schema.with_field(path, spec)
-        amendment.storage.make_folder(layout.path)
+        make_folder(amendment.storage, layout.path)
         shards = [
             write_shard(amendment.storage, layout, number, chunks)
             for number, chunks in _computed(layout, every, order, pairs, compute, path)

@@ -121,9 +121,10 @@ def choose(
     """The trajectories that a merge takes, in its order, without writing anything; arguments as of :func:`merge`."""
     if where is not None:
         dataset = dataset.where(where)
-    if order not in ORDERS and order.lstrip("-") not in dataset.table:
+    names = list(dataset.table)
+    if order not in ORDERS and order.lstrip("-") not in names:
         raise NotFoundError(
-            f"{order!r} is no order and no column", hint=f"{', '.join(ORDERS)}, or one of {', '.join(dataset.table)}"
+            f"{order!r} is no order and no column", hint=f"{', '.join(ORDERS)}, or one of {', '.join(names)}"
         )
     if order == "interleave":
         dataset = dataset[interleaved(dataset.table[ID], dataset.locate(np.arange(len(dataset)))[0])]

@@ -55,8 +55,8 @@ def export_rlinf(
         raise SchemaError(f"{format!r} is no format of this buffer", hint="pt or pkl")
     found = list(groups(dataset))
     table = dataset.table
-    ranks = table[RANK] if by_rank and RANK in table else None
-    numbers = table[NUMBER] if by_rank and NUMBER in table else None
+    ranks = table[RANK] if by_rank and RANK in dataset.columns else None
+    numbers = table[NUMBER] if by_rank and NUMBER in dataset.columns else None
     if by_rank and (ranks is None or numbers is None):
         raise SchemaError("the trajectories have no rank", hint="leave by_rank out")
     folders: dict[str, dict[int, dict[str, Any]]] = {}
