@@ -87,6 +87,7 @@ class Expression:
     Parameters
     ----------
     text : the filter, at most 10,000 characters.
+    values : whether its result may be any number, and not only true or false.
 
     Attributes
     ----------
@@ -108,7 +109,7 @@ class Expression:
     text: str
     names: frozenset[str]
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, values: bool = False) -> None:
         if not isinstance(text, str):
             raise SchemaError(f"a filter is text, not {type(text).__name__}", hint=_EXAMPLE)
         if len(text) > _MAX_CHARS:
@@ -118,7 +119,8 @@ class Expression:
             )
         compiler = _Compiler(text.strip())
         self.text = compiler.text
-        self._step = compiler.compiled()
+        self._values = values
+        self._step = compiler.compiled(values)
         self.names = frozenset(compiler.names)
 
     def check(self, columns: Iterable[str]) -> None:
@@ -131,8 +133,8 @@ class Expression:
                 hint=f"did you mean {near}?" if near else "",
             )
 
-    def evaluate(self, columns: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-        """The mask of the rows for which the filter holds.
+    def evaluate(self, columns: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """The mask of the rows for which the filter holds; with ``values``, the result for each row.
 
         Parameters
         ----------
@@ -140,7 +142,7 @@ class Expression:
 
         Returns
         -------
-        (N,) bool
+        (N,) bool; with ``values`` also int64 or float
 
         Raises
         ------
@@ -156,13 +158,13 @@ class Expression:
             raise SchemaError(f"the columns of a filter are of one length, and these are not: {lengths}")
         with np.errstate(all="ignore"):
             mask = self._step(rows)
-        return np.array(np.broadcast_to(mask, (max(lengths.values()),)), np.bool_)
+        return np.array(np.broadcast_to(mask, (max(lengths.values()),)), None if self._values else np.bool_)
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 
-    def __reduce__(self) -> tuple[type[Expression], tuple[str]]:
-        return Expression, (self.text,)
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return partial(Expression, values=self._values), (self.text,)
 
 
 class _Compiler:
@@ -173,9 +175,9 @@ class _Compiler:
         self.names: set[str] = set()
         self._columns_at: dict[int, str] = {}  # place -> column, where backticks or a Python keyword name one
 
-    def compiled(self) -> _Step:
+    def compiled(self, values: bool) -> _Step:
         tree = self._parsed()
-        step = self._apply(tree, operands.truth, self._step(tree, 0))
+        step = self._step(tree, 0) if values else self._apply(tree, operands.truth, self._step(tree, 0))
         if not self.names:
             self._refuse("no column is named", 0)
         return step
