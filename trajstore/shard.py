@@ -10,7 +10,7 @@ goes on reading what it names.
 from __future__ import annotations
 
 import struct
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 from numcodecs import blosc
@@ -25,7 +25,7 @@ blosc.use_threads = False
 _LENGTHS = struct.Struct("<4xi4xi")  # nbytes and cbytes of a Blosc header
 _CRC = struct.Struct("<I")
 
-Frame = Union[bytes, "np.ndarray[Any, Any]"]
+Frame = Any  # bytes, or uint8 (n,)
 
 
 def encode_frame(chunk: np.ndarray[Any, Any], codec: Codec) -> bytes:
