@@ -59,7 +59,7 @@ FLOORS: list[tuple[str, set[str]]] = [
         "edges: one foreign library or format each",
         {"checkpoint", "collect", "dask", "exporters", "importers", "monitor", "run", "torch", "view"},
     ),
-    ("compat: other systems' names, made of what stands below", {"compat", "demo"}),
+    ("compat: other systems' names, made of what stands below", {"compat", "demo", "vectordemo"}),
     ("command line", {"cli"}),
 ]
 CORE = 5  # floors below this one work with NumPy, numcodecs and google-crc32c alone
@@ -73,7 +73,7 @@ HEAVY = {
     "click": {"cli", "compat"},
     "dask": {"dask", "tasks", "verify"},
     "distributed": {"dask", "tasks", "verify"},
-    "gymnasium": {"cli", "collect", "demo"},
+    "gymnasium": {"cli", "collect", "demo", "vectordemo"},
     "h5py": {"exporters", "hdf5storage", "importers"},
     "lz4": {"compat.navrl"},
     "matplotlib": {"checkpoint.plot"},

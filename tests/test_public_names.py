@@ -12,6 +12,7 @@ PUBLIC = {
     "Column",
     "Dataset",
     "Field",
+    "Recorder",
     "Trajectory",
     "TrajstoreError",
     "Writer",

@@ -17,6 +17,7 @@ __all__ = [
     "Column",
     "Dataset",
     "Field",
+    "Recorder",
     "Trajectory",
     "TrajstoreError",
     "Writer",
@@ -28,10 +29,15 @@ __all__ = [
 
 
 if typing.TYPE_CHECKING:
+    from trajstore.collect.recorder import Recorder
     from trajstore.compat.routes import load_routes
 
 
 def __getattr__(name: str) -> object:
+    if name == "Recorder":
+        from trajstore.collect.recorder import Recorder
+
+        return Recorder
     if name == "load_routes":
         from trajstore.compat.routes import load_routes
 
