@@ -104,13 +104,14 @@ def _line(claim: Claim) -> str:
     ratio = claim.ratio
     spread = f"[{_short(ratio.low)} … {_short(ratio.high)}]"
     verdict = {True: "reached", False: "SHORT", None: ""}[claim.reached]
-    text = f"{claim.work} | {claim.peer} | {_short(ratio.median)}× {spread} | {claim.bar or '—'} {verdict}"
+    cpu = f" cpu {_short(claim.cpu.median)}×" if claim.cpu else ""
+    text = f"{claim.work} | {claim.peer} | {_short(ratio.median)}× {spread}{cpu} | {claim.bar or '—'} {verdict}"
     return text + (f" | {claim.note}" if claim.note else "")
 
 
 def table(claims: list[Claim]) -> str:
     """The results as a Markdown table with aligned columns."""
-    lines = [["work", "peer", "ratio", "spread", "bar", "", "peak memory (ours / peer)", "note"]]
+    lines = [["work", "peer", "ratio", "spread", "CPU", "bar", "", "peak memory (ours / peer)", "note"]]
     for claim in claims:
         ratio = claim.ratio
         lines.append(
@@ -119,6 +120,7 @@ def table(claims: list[Claim]) -> str:
                 claim.peer,
                 f"{_short(ratio.median)}×",
                 f"{_short(ratio.low)} … {_short(ratio.high)}",
+                f"{_short(claim.cpu.median)}×" if claim.cpu else "",
                 claim.bar.replace(">=", "≥").replace("<=", "≤"),
                 {True: "reached", False: "**short**", None: ""}[claim.reached],
                 " / ".join(_bytes(n) for n in claim.peak.values()),
@@ -141,8 +143,9 @@ def _bytes(value: int) -> str:
 
 
 def _as_json(name: str, claim: Claim) -> dict[str, Any]:
-    values = {key: value for key, value in vars(claim).items() if key != "ratio"}
-    return {"row": name, **values, "ratio": vars(claim.ratio), "reached": claim.reached}
+    values = {key: value for key, value in vars(claim).items() if key not in ("ratio", "cpu")}
+    cpu = vars(claim.cpu) if claim.cpu else None
+    return {"row": name, **values, "ratio": vars(claim.ratio), "cpu": cpu, "reached": claim.reached}
 
 
 def versions() -> dict[str, str]:

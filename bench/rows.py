@@ -57,6 +57,8 @@ class Claim:
     ratio : how many times better than the peer, or, where ``bar`` begins with ``<=``, how many times its cost.
     bar : what it must reach, such as ``">= 20"`` or ``"<= 1.5"``; ``""`` where it is only recorded.
     peak : of each contestant, bytes by which its resident memory grew at most.
+    cpu : the ratio of processor seconds, all threads together, where times were compared: on a machine that others use
+        too, it says more than the clock does, but nothing of how well the cores were kept busy.
     """
 
     work: str
@@ -65,6 +67,7 @@ class Claim:
     bar: str = ""
     note: str = ""
     peak: Mapping[str, int] = field(default_factory=dict)
+    cpu: Ratio | None = None
 
     @property
     def reached(self) -> bool | None:
@@ -76,22 +79,30 @@ class Claim:
 
 @dataclass
 class Times:
-    """Seconds of each contestant in each round, and the growth of its resident memory."""
+    """Seconds of each contestant in each round, on the clock and of processors, and growth of its resident memory."""
 
     seconds: dict[str, list[float]]
     peak: dict[str, int]
+    cpu: dict[str, list[float]] = field(default_factory=dict)
 
     def ratio(self, over: str, under: str = OURS) -> Ratio:
         """Time of ``over`` divided by that of ``under``, round by round."""
         return Ratio.of([a / b for a, b in zip(self.seconds[over], self.seconds[under])])
+
+    def cpu_ratio(self, over: str, under: str = OURS) -> Ratio | None:
+        """Processor time of ``over`` divided by that of ``under``, round by round."""
+        if not self.cpu or not all(self.cpu[under]):
+            return None
+        return Ratio.of([a / b for a, b in zip(self.cpu[over], self.cpu[under])])
 
     def median(self, name: str = OURS) -> float:
         return statistics.median(self.seconds[name])
 
     def claim(self, work: str, peer: str, bar: str = "", *, ours: str = OURS, note: str = "") -> Claim:
         """A claim about time: ``>=`` bars ask how many times faster, ``<=`` bars how many times the peer's time."""
-        ratio = self.ratio(ours, peer) if bar.startswith("<=") else self.ratio(peer, ours)
-        return Claim(work, peer, ratio, bar, note, {name: self.peak[name] for name in (ours, peer)})
+        over, under = (ours, peer) if bar.startswith("<=") else (peer, ours)
+        peak = {name: self.peak[name] for name in (ours, peer)}
+        return Claim(work, peer, self.ratio(over, under), bar, note, peak, self.cpu_ratio(over, under))
 
 
 class Bench:
@@ -135,17 +146,18 @@ class Bench:
             elif not check(first, found):
                 raise WrongResultError(f"{name} and {next(iter(work))} differ")
         first = found = None
-        times = Times({name: [] for name in work}, dict.fromkeys(work, 0))
+        times = Times({name: [] for name in work}, dict.fromkeys(work, 0), {name: [] for name in work})
         for _ in range(repeats or self.repeats):
             for name, call in work.items():
                 if prepare:
                     prepare(name)
                 gc.collect()
                 before = _reset_peak()
-                begun = time.perf_counter()
+                begun, used = time.perf_counter(), time.process_time()
                 for _ in range(inner):
                     call()
                 times.seconds[name].append((time.perf_counter() - begun) / inner)
+                times.cpu[name].append((time.process_time() - used) / inner)
                 times.peak[name] = max(times.peak[name], _peak() - before)
         return times
 
