@@ -24,8 +24,10 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
 
 def store_argument(function: F) -> F:
     """STORE, or ``--ckpt-dir STORE``; given to the command as ``store``."""
-    function = option("--ckpt-dir", "ckpt_dir", metavar="STORE", help="The store, as an option.")(function)
-    return click.argument("store", required=False)(function)
+    function = option("--ckpt-dir", "ckpt_dir", metavar="STORE", type=click.Path(), help="The store, as an option.")(
+        function
+    )
+    return click.argument("store", required=False, type=click.Path())(function)
 
 
 def one_of(name: str, argument: str | None, flag: str, given: str | None) -> str:

@@ -12,8 +12,8 @@ from trajstore.cli.output import number, print_json, progress_bar, size
 
 
 @click.command(name="import")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.argument("store")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=click.Path())
+@click.argument("store", type=click.Path())
 @option("--from", "format_name", type=click.Choice(formats.names("importer")), help="By default told from the source.")
 @option("--dedupe", type=click.Choice(["seed"]), help="Keep the first trajectory of each seed.")
 @option("--skip-unreadable", is_flag=True, help="Leave out files that are damaged, and say so.")
@@ -50,10 +50,10 @@ def import_(
 
 
 @click.command()
-@click.argument("store", required=False)
-@click.argument("out", required=False)
-@option("--ckpt-dir", "ckpt_dir", metavar="STORE", help="The store, as an option.")
-@option("--out", "--out-npz", "out_option", metavar="OUT", help="The file to write, as an option.")
+@click.argument("store", required=False, type=click.Path())
+@click.argument("out", required=False, type=click.Path())
+@option("--ckpt-dir", "ckpt_dir", metavar="STORE", type=click.Path(), help="The store, as an option.")
+@option("--out", "--out-npz", "out_option", metavar="OUT", type=click.Path(), help="The file to write, as an option.")
 @option("--to", "format_name", type=click.Choice(formats.names("exporter")), help="By default told from OUT.")
 @option("-w", "--where", help="Only trajectories for which this holds, e.g. 'success & (length > 50)'.")
 @option("--mode", metavar="MODE", help="routes: full, pkd, cca, pkd_cca or analysis.")
