@@ -81,3 +81,28 @@ def test_the_bar_shows_on_a_terminal_only(tmp_path: Path) -> None:
         assert bar.line().startswith("2 trajectories")
     assert terminal.getvalue().endswith("\n")
     assert "2 of 4" in terminal.getvalue()
+
+
+def test_the_guide_shows_the_very_collector_that_the_demo_runs() -> None:
+    pytest.importorskip("gymnasium")
+    import inspect
+
+    from trajstore import vectordemo
+
+    guide = Path(__file__).resolve().parent.parent / "docs" / "collect.md"
+    assert inspect.getsource(vectordemo.collect) in guide.read_text()
+
+
+def test_the_demonstration_learns_and_records(tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium")
+    from trajstore import vectordemo
+
+    report = vectordemo.run(str(tmp_path / "s"), num_envs=8, iterations=4, horizon=64)
+    assert report["trajectories"] > 50
+    assert report["steps"] <= 8 * 4 * 64
+    assert "record" in report["summary"]
+    ds = trajstore.open(tmp_path / "s")
+    for trajectory in ds[:20]:
+        obs, reward = trajectory["obs"][:], trajectory["reward"][:]
+        assert len(obs) == len(reward) + 1 == len(trajectory["action"]) + 1
+        np.testing.assert_allclose(obs[1:, 0], obs[:-1, 0] + 0.02 * obs[:-1, 1], atol=1e-5)
