@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from trajstore.__about__ import __version__
-from trajstore.commit import Session
+from trajstore.commit import Session, read_manifest
 from trajstore.dataset import Place, stores
 from trajstore.errors import NotFoundError
 from trajstore.intervals import IntervalSet
@@ -86,6 +86,9 @@ def amending(place: Place) -> Iterator[Amendment]:
         if head is None:
             raise NotFoundError(f"there is no store at {found[0].describe()}")
         with ThreadPoolExecutor(8, thread_name_prefix="trajstore-disk") as disk:
+            if read_manifest(found[0]).commit.uuid != head.commit.uuid:
+                # Its writer died between claiming and showing it: show it, so that all see what is amended here.
+                head = Amendment(session, head, disk).commit()
             yield Amendment(session, head, disk)
     finally:
         session.close()
