@@ -22,6 +22,7 @@ COMMANDS = {
     "sample": ("trajstore.cli.sample:sample", "Read batches as training does; print keys, shapes and rates."),
     "merge": ("trajstore.cli.merge:merge", "Merge stores into a new one, by linking files where they fit."),
     "split": ("trajstore.cli.split:split", "Split a store into several, each trajectory into exactly one."),
+    "compact": ("trajstore.cli.compact:compact", "Write a store anew, without gaps and deleted trajectories."),
     "delete": ("trajstore.cli.delete:delete", "Delete trajectories by one commit; they can be brought back."),
     "undelete": ("trajstore.cli.delete:undelete", "Bring deleted trajectories back."),
     "add-column": ("trajstore.cli.add_column:add_column", "Add a column, or a derived field, to a store."),
