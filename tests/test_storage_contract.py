@@ -20,7 +20,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     made: Storage = LocalStorage(tmp_path / "store") if request.param != "memory" else Disk().storage()
     made.make_root()
     if request.param == "tapped":
-        made = Tapped(made, lambda name, key, call: call())  # type: ignore[assignment]
+        made = Tapped(made, lambda name, arguments, call: call())  # type: ignore[assignment]
     return made
 
 

@@ -129,40 +129,34 @@ class Session:
     def find_head(self) -> Manifest | None:
         """The newest commit, or ``None`` in a folder where none was ever made.
 
-        A commit that was claimed and not yet renamed over the root when its writer died is finished here: all that it
-        names was durable before it was claimed. Raises ``CorruptionError`` for a root that cannot be read: a store is
-        never started over.
+        A commit that was claimed and not yet renamed over the root when its writer died is gone on from: all that it
+        names was durable before it was claimed, and the next commit, which is this session's, makes it visible.
+        Raises ``CorruptionError`` for a root that cannot be read: a store is never started over.
         """
         storage = self.storage
         claimed = kept_commits(storage)
         self._claimed = claimed[-1] if claimed else 0
-        if storage.size(ROOT) is None:
-            if not claimed:
-                return None
-            return self._finish(claimed[-1], first=True)
-        data = _read_root(storage)
-        place = storage.describe(ROOT)
-        head = Manifest.from_bytes(data, place)
-        writer_may(data, place)
-        if self._claimed > head.commit.number:
-            return self._finish(self._claimed, first=False)
+        # After the list: a writer that was long thought dead has not claimed yet, or can no longer rename what it did.
         for name in storage.list(""):
             if is_temporary(name):
                 storage.remove(name)
-        self.head = head
-        return head
+        key = ROOT if storage.size(ROOT) is not None else commit_key(self._claimed)
+        if key == ROOT or claimed:
+            head = self._read_head(key)
+            if self._claimed > head.commit.number:
+                head = self._read_head(commit_key(self._claimed))
+            if key != ROOT and head.commit.parent:
+                raise CorruptionError(
+                    f"{storage.describe(ROOT)} is missing, and its commits are here",
+                    hint="`trajstore repair` lists the manifests that can be opened",
+                )
+            self.head = head
+        return self.head
 
-    def _finish(self, number: int, *, first: bool) -> Manifest:
-        storage, key = self.storage, commit_key(number)
-        data = storage.read(key)
-        head = Manifest.from_bytes(data, storage.describe(key))
-        if first and head.commit.parent:
-            raise CorruptionError(
-                f"{storage.describe(ROOT)} is missing, and its commits are here",
-                hint="`trajstore repair` lists the manifests that can be opened",
-            )
-        self._replace_root(data, claim=None)
-        self.head = head
+    def _read_head(self, key: str) -> Manifest:
+        data, place = self.storage.read(key), self.storage.describe(key)
+        head = Manifest.from_bytes(data, place)
+        writer_may(data, place)
         return head
 
     # -- committing ------------------------------------------------------------------------------------------------
@@ -175,9 +169,11 @@ class Session:
             )
         if self.head is None:
             return
+        if not self.head.commit.parent and self._claimed == self.head.commit.number and not exists(self.storage):
+            return  # a first commit that its writer did not live to show
         root = _root_commit(_read_root(self.storage))
         if root["uuid"] != self.head.commit.uuid and root["number"] >= self.head.commit.number:
-            # A lower number is an old commit that a writer, long thought dead, has just renamed into place.
+            # A lower number is the commit before one that was claimed when its writer died.
             raise self._fenced()
 
     def next_number(self) -> int:
@@ -190,26 +186,22 @@ class Session:
         published, ``StateError`` if it cannot be known.
         """
         number = manifest.commit.number
-        self._replace_root(manifest.to_bytes(), claim=number)
+        self._replace_root(manifest.to_bytes(), number)
         self.head = manifest
-        self._claimed = number
         if number > _KEPT_COMMITS:
             self._remove_quietly(commit_key(number - _KEPT_COMMITS))
 
-    def _replace_root(self, data: bytes, claim: int | None) -> None:
+    def _replace_root(self, data: bytes, number: int) -> None:
         storage = self.storage
         name = temporary("", f"{self.uuid}.{next(self._names)}")
         storage.write(name, [data])
         try:
-            if claim is not None:
-                self._claim(name, claim)
+            self._claim(name, number)
             storage.rename(name, ROOT)
         except ConflictError:
             raise
         except StorageError:
             self._remove_quietly(name)
-            if claim is not None:
-                self._claimed = claim
             if self._root_is(data):
                 self._poison = "the commit's rename failed after it had happened"
                 raise StateError(f"{self._poison} in {storage.describe()}", hint="reopen with resume=True") from None
@@ -231,11 +223,19 @@ class Session:
         except AlreadyExistsError:
             self._remove_quietly(name)
             raise self._fenced() from None
+        self._claimed = number
+        if kept_commits(self.storage)[-1:] != [number]:
+            # The number was free because its commit is so old that it is no longer kept.
+            self._remove_quietly(commit_key(number))
+            self._remove_quietly(name)
+            raise self._fenced()
 
     def _root_is(self, data: bytes) -> bool:
         try:
             return self.storage.read(ROOT) == data
-        except (StorageError, NotFoundError):
+        except NotFoundError:
+            return False
+        except StorageError:
             return True  # not known: assume the worse
 
     def _fenced(self) -> ConflictError:

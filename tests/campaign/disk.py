@@ -27,7 +27,6 @@ class Disk:
     """Folders and files by number, and the log: ``names``, ``data``, ``sync`` (a file), ``syncdir``, ``mark``.
 
     lying_locks : every lock is granted, as by a network file system that ignores flock.
-    lying_syncs : syncs return and do nothing (a broken disk; for ablations).
     """
 
     def __init__(self) -> None:
@@ -256,7 +255,14 @@ class MemoryStorage:
 
     def sync_folder(self, folder: str) -> None:
         with self.disk.guard:
+            if folder in self._lost:
+                raise StorageError(f"an earlier sync of {self.describe(folder)} failed", errno=errno.EIO)
             self.disk.log.append(("syncdir", self._folder(self._path(folder))))
+
+    def lose(self, folder: str) -> None:
+        """Fail the sync of a folder, as a disk does that has dropped what was to be written."""
+        self._lost.add(folder)
+        raise StorageError(f"could not sync {self.describe(folder)}", errno=errno.EIO)
 
     def lock(self, key: str) -> MemoryLock:
         with self.disk.guard:
@@ -276,7 +282,7 @@ class MemoryStorage:
             return {} if self.disk.resolve(self._path(key)) in self.disk.locks else None
 
 
-Tap = Callable[[str, str, Callable[[], Any]], Any]
+Tap = Callable[[str, tuple[Any, ...], Callable[[], Any]], Any]
 
 #: The operations of the port that change a disk, or make a change durable.
 CHANGES = ("make_root", "make_folder", "write", "append", "rename", "link", "link_from", "copy_from", "remove")
@@ -284,7 +290,7 @@ SYNCS = ("sync_folder",)
 
 
 class Tapped:
-    """Any storage, each operation of which goes through ``tap(name, key, call)``; it calls, raises, or waits.
+    """Any storage, each operation of which goes through ``tap(name, arguments, call)``; it calls, raises, or waits.
 
     Made for a class of operations at once: faults before and after, pauses, counts.
     """
@@ -301,8 +307,7 @@ class Tapped:
             return lambda key: Tapped(method(key), self.tap)
 
         def tapped(*args: Any, **options: Any) -> Any:
-            key = str(args[0]) if args and isinstance(args[0], str) else ""
-            return self.tap(name, key, lambda: method(*args, **options))
+            return self.tap(name, args, lambda: method(*args, **options))
 
         return tapped
 

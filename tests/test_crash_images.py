@@ -1,0 +1,44 @@
+"""Power failures: every image of every moment of every short workload, and of some long ones (tests/campaign)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.campaign.explorer import Explorer, workloads
+
+SHORT = list(workloads(3))
+random.Random(0).shuffle(SHORT)
+
+
+def test_every_image_of_every_workload_of_up_to_three_operations() -> None:
+    explorer = Explorer()
+    for operations in SHORT:
+        explorer.workload(operations)
+    print(dict(explorer.counts))
+    assert explorer.counts["workloads"] == 85
+    assert explorer.counts["covered"] > 10_000_000_000
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_images_built_one_by_one(part: int) -> None:
+    """A million different ones in all; on some a writer is resumed, crashes again, or zarr-python reads them."""
+    pytest.importorskip("zarr")
+    explorer = Explorer(seed=part, build=780, resumes=0.1, again=0.05, foreign=0.3)
+    for operations in SHORT[part::8]:
+        explorer.workload(operations)
+    print(dict(explorer.counts))
+    assert explorer.counts["images"] > 125_000
+    assert explorer.counts["resumed"] > 60
+    assert explorer.counts["opened by zarr-python"] > 250
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_long_workloads_on_several_clocks(seed: int) -> None:
+    draw = random.Random(seed)
+    explorer = Explorer(seed=seed, build=2, resumes=0.05)
+    for _ in range(2):
+        explorer.workload("".join(draw.choices("aafbrc", k=draw.randint(5, 8))), wide=True)
+    print(dict(explorer.counts))
+    assert explorer.counts["covered"] > 100_000

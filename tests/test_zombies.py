@@ -1,0 +1,98 @@
+"""A writer paused between any two operations while another takes over, though the locks lie; children that outlive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import trajstore
+from tests.campaign import zombies
+from tests.campaign.workload import State, open_writer, recover, rows_of, trajectory
+from trajstore.errors import ConflictError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+def test_no_acknowledged_commit_is_lost_to_a_writer_that_wakes() -> None:
+    """The root never goes back to an older commit either, so snapshots are monotone."""
+    counts = zombies.campaign(500)
+    print(dict(counts))
+    assert counts["schedules"] == 500
+    assert counts["refused"] > 100 and counts["commits acknowledged"] > 1000
+
+
+def test_a_claim_so_old_that_its_number_is_free_again_is_refused() -> None:
+    first, _ = zombies.play(22, 1 << 30)
+    assert isinstance(first.refused, ConflictError)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_outlives_its_killed_parent_does_not_hold_the_lock(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:  # the collector, and its environment worker
+        writer = trajstore.create(tmp_path / "store", commit_every=None)
+        writer.append(trajectory(1), seed=1)
+        writer.commit()
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.write(writing, b"%d\n" % child)
+        time.sleep(60)
+        os._exit(0)
+    child = int(os.read(reading, 100))
+    try:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        os.kill(child, 0)
+        with trajstore.create(tmp_path / "store", resume=True) as writer:
+            writer.append(trajectory(2), seed=2)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(reading)
+        os.close(writing)
+    assert recover(trajstore.storage.LocalStorage(tmp_path / "store")) == State((rows_of(1), rows_of(2)))
+
+
+def test_a_stopped_process_finds_itself_fenced(tmp_path: Path) -> None:
+    """SIGSTOP, a takeover past a lock that does not hold, SIGCONT: the sleeper is refused and nothing is lost."""
+    place = tmp_path / "store"
+    reading, writing = os.pipe()
+    sleeper = os.fork()
+    if sleeper == 0:
+        code = 1
+        try:
+            writer = open_writer(trajstore.storage.LocalStorage(place))
+            os.unlink(place / "__trajstore/lock")  # as good as a lock that lies
+            for seed in range(1000):
+                writer.append(trajectory(seed), seed=seed)
+                writer.commit()
+                os.write(writing, b"%d\n" % seed)
+                time.sleep(0.002)
+        except ConflictError:
+            code = 42
+        finally:
+            os._exit(code)
+    os.close(writing)
+    while not os.read(reading, 1000).count(b"\n"):
+        pass
+    time.sleep(0.05)
+    os.kill(sleeper, signal.SIGSTOP)
+    os.waitpid(sleeper, os.WUNTRACED)
+    with trajstore.create(place, resume=True, handle_signals=False) as writer:
+        for seed in range(5000, 5008):
+            writer.append(trajectory(seed), seed=seed)
+            writer.commit()
+    os.kill(sleeper, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(sleeper, 0)[1]) == 42
+    acknowledged = [int(line) for line in os.read(reading, 1 << 16).split()]
+    os.close(reading)
+    found = recover(trajstore.storage.LocalStorage(place))
+    assert isinstance(found, State)
+    seeds = [rows[0] for rows in found.trajectories]
+    assert {*acknowledged, *range(5000, 5008)} <= set(seeds)
+    assert len(seeds) == len(set(seeds)) and all(rows == rows_of(rows[0]) for rows in found.trajectories)
