@@ -44,6 +44,8 @@ class Cut:
     rows: IntervalSet
     appenders: dict[str, Appender]
     jobs: list[Future[None]]
+    seals: SealWriter | None
+    orphans: dict[str, Shard]
 
     def ends(self) -> dict[str, int]:
         """The row at which each array ends."""
@@ -370,6 +372,8 @@ class Ingest:
             self._rows.freeze(),
             dict(self._appenders),
             jobs,
+            self._seals,
+            dict(self._orphans),
         )
 
     def _leap_over_garbage(self) -> None:
@@ -394,14 +398,17 @@ class Ingest:
         self._flush({writer: ends[path] for path, writer in writers.items()})
         taken = {writer: writer.take_sealed() for writer in writers.values()}
         try:
-            if self._seals is not None:
-                self._seals.add(self._new_seals(taken))
-            for folder in sorted(self._unsynced, reverse=True):
+            # Of the cut, not of now: a first append may open the arrays while this commit is on its way.
+            if cut.seals is not None:
+                cut.seals.add(self._new_seals(cut, taken))
+            with self._naming:
+                unsynced = set(self._unsynced)
+            for folder in sorted(unsynced, reverse=True):
                 self.storage.sync_folder(folder)
             opened = {writer.layout.path: (writer.layout, ends[path]) for path, writer in writers.items()}
             tails = {writer.layout.path: writer.tail(ends[path]) for path, writer in writers.items()}
-            if self._seals is not None:
-                opened[SEALS] = self._seals.layout, self._seals.rows
+            if cut.seals is not None:
+                opened[SEALS] = cut.seals.layout, cut.seals.rows
             elif head is not None:
                 opened, tails = dict(head.arrays), dict(head.tails)
             manifest = Manifest(
@@ -417,7 +424,7 @@ class Ingest:
                 arrays=opened,
                 names=tuple(self._names),
                 tails={path: tail for path, tail in tails.items() if tail is not None},
-                seals=self._seals.shards if self._seals else (head.seals if head else ()),
+                seals=cut.seals.shards if cut.seals else (head.seals if head else ()),
                 sets=self._sets.store({**sets, "rows": cut.rows}),
                 counts=cut.counts,
                 **extra,
@@ -427,14 +434,16 @@ class Ingest:
             for writer, sealed in taken.items():
                 writer.give_back(sealed)
             raise
-        self._unsynced.clear()
-        self._orphans = {}
+        with self._naming:
+            self._unsynced -= unsynced
+        for path in cut.orphans:
+            self._orphans.pop(path, None)
         self._sets.forget()
         return manifest
 
-    def _new_seals(self, taken: Mapping[ArrayWriter, list[Shard]]) -> list[tuple[int, Shard]]:
+    def _new_seals(self, cut: Cut, taken: Mapping[ArrayWriter, list[Shard]]) -> list[tuple[int, Shard]]:
         place = {name: i for i, name in enumerate(self._names)}
-        new = [(place[path], tail) for path, tail in self._orphans.items()]
+        new = [(place[path], tail) for path, tail in cut.orphans.items()]
         return new + [(place[writer.layout.path], shard) for writer, sealed in taken.items() for shard in sealed]
 
     def _flush(self, ends: Mapping[ArrayWriter, int]) -> None:
@@ -494,6 +503,7 @@ class Ingest:
             self._appenders[target.layout.path] = self._appenders.pop(array)
             self.schema = _moved(self.schema, path, target.layout.path)
         self._orphans.pop(array, None)
+        cut.orphans.pop(array, None)
         cut.schema = _moved(cut.schema, path, target.layout.path)
         return target
 
