@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -451,7 +453,7 @@ def test_a_shard_that_cannot_be_read_is_named(how: Any, ckpt: Path, tmp_path: Pa
     how(ckpt / "shards" / "shard_000002.npz")
     with pytest.raises(FormatError, match=r"shard_000002\.npz"):
         import_routes(ckpt, tmp_path / "store")
-    assert sorted(p.name for p in tmp_path.iterdir()) in (["ckpt"], [".store.importing", "ckpt"])
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
     report = import_routes(ckpt, tmp_path / "store", unreadable="skip")
     assert report.routes == 5 and report.lost == 3
     assert [name for name, _ in report.unreadable] == ["shard_000002.npz"]
@@ -462,19 +464,44 @@ def load_seeds(store: Path) -> list[int]:
     return [int(seed) for seed in trajstore.open(store).table["seed"]]
 
 
+KILLED = """
+import os, signal, sys
+from trajstore.importers.routes import import_routes
+def kill(done, total):
+    if done == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+import_routes(sys.argv[1], sys.argv[2], progress=kill, commit_trajectories=1)
+"""
+
+
 def test_an_import_that_was_killed_is_begun_again(tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
-
-    def kill(done: int, total: int) -> None:
-        if done == 5:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        import_routes(CKPT, tmp_path / "store", progress=kill)
-    assert not (tmp_path / "store").exists()
+    command = [sys.executable, "-c", KILLED, str(CKPT), str(tmp_path / "store")]
+    assert subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode == -9
+    assert [p.name for p in tmp_path.iterdir()] == [".store.importing"]
+    with pytest.raises(NotFoundError):
+        trajstore.open(tmp_path)  # half an import is no store to anybody
     assert import_routes(CKPT, tmp_path / "store").routes == 8
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
+    assert load_seeds(tmp_path / "store") == load(CLEAN)["routes_seed"].tolist()
+
+
+def test_columns_added_later_can_be_asked_for(tmp_path: Path) -> None:
+    import_routes(CLEAN, tmp_path / "store")
+    new = {"level": trajstore.Column("int16", default=7)}
+    trajstore.create(tmp_path / "store", resume=True, columns=new).close()
+    export_routes(tmp_path / "store", tmp_path / "all.npz")
+    assert_same_file(tmp_path / "all.npz", CLEAN)
+    export_routes(tmp_path / "store", tmp_path / "some.npz", keys=["seed", "level"])
+    assert load(tmp_path / "some.npz")["routes_level"].tolist() == [7] * 8
+
+
+def test_nested_fields_of_any_store_are_exported(tmp_path: Path) -> None:
+    with trajstore.create(tmp_path / "store") as writer:
+        writer.append({"obs": {"image": np.ones((3, 2), np.uint8)}, "actions": np.arange(3), "text": "é"}, seed=1)
+    export_routes(tmp_path / "store", tmp_path / "out.npz")
+    got = load(tmp_path / "out.npz")
+    assert got["routes_obs/image"][0].shape == (3, 2) and got["routes_text"].tolist() == ["é"]
+    assert got["routes_ep_len"].tolist() == [3]
 
 
 def test_bad_sources(tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def load_routes(path: str | os.PathLike[str] | Dataset) -> RoutesFile:
         raise FormatError(
             f"{os.fspath(path)} is a file, not a store", hint="np.load reads it, `trajstore import` makes a store of it"
         )
+    if os.path.isdir(os.path.join(path, "shards")) and not any(name.endswith(".zarr") for name in os.listdir(path)):
+        raise NotFoundError(
+            f"{os.fspath(path)} holds shards, and no store", hint="`trajstore import` makes a store of them"
+        )
     return RoutesFile(open_dataset(path))
 
 

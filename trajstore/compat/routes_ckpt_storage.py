@@ -249,8 +249,15 @@ class RoutesShardWriter:
         storage = LocalStorage(self.ckpt_dir)
         if storage.size(f"{STORE}/{ROOT}") is not None or not find_routes_in(self.shards_dir):
             return None
-        report = import_routes(self.ckpt_dir, os.path.join(self.ckpt_dir, STORE), dedupe="seed", unreadable="skip")
-        print(f"{self.ckpt_dir}: imported once, the shards are left as they are\n{report}", file=sys.stderr)
+        print(f"{self.ckpt_dir}: taking the shards over into {STORE}, once; they are left as they are", file=sys.stderr)
+        report = import_routes(
+            self.ckpt_dir,
+            os.path.join(self.ckpt_dir, STORE),
+            dedupe="seed",
+            unreadable="skip",
+            progress=_print_progress if sys.stderr.isatty() else None,
+        )
+        print(report, file=sys.stderr)
         if report.unreadable or report.lost:
             warnings.warn(f"{self.ckpt_dir}: routes are missing\n{report}", stacklevel=4)
         return report

@@ -36,7 +36,8 @@ def export_routes(
     dataset : a dataset or a store's path; a store may be open for writing, and what it has committed is exported.
     path : of the file; missing folders are made.
     mode : ``"full"``, ``"pkd"``, ``"cca"``, ``"pkd_cca"`` or ``"analysis"``.
-    keys : names of keys, with or without ``routes_``, in the place of ``mode``. ``meta`` is always written.
+    keys : names of keys, with or without ``routes_``, in the place of ``mode``; also of fields and columns that a
+        store of routes got in another way, which no mode writes. ``meta`` is always written.
     max_routes : the first so many only.
     compress : as ``numpy.savez_compressed``; else as ``numpy.savez``.
     tmp_dir, atomic, overwrite : as of :class:`trajstore.npz.NpzWriter`.
@@ -61,7 +62,7 @@ def export_routes(
     """
     view = RoutesView(dataset if isinstance(dataset, Dataset) else open_dataset(dataset))
     count = len(view) if max_routes is None else min(len(view), max(max_routes, 0))
-    names = resolve(view.keys, mode, keys)
+    names = resolve(view.keys if keys is None else view.available, mode, keys)
     numbers = np.arange(count, dtype=np.int64)
     objects = sum(not view.is_column(name) for name in names)
     done = 0

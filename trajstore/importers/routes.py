@@ -151,20 +151,25 @@ def import_routes(
     if os.path.lexists(os.path.join(folder, name)):
         raise AlreadyExistsError(f"{os.fspath(destination)} exists", hint="choose another path")
     storage.make_root()
-    staging = f".{name}.importing"
+    staging = f".{name}.importing"  # the store lies one level deeper, where nobody takes it for a part
     _clear(storage, staging)
-    report = _Import(sources, os.path.join(folder, staging), dedupe, unreadable, progress, options).run()
-    if os.path.lexists(os.path.join(folder, name)):
-        raise AlreadyExistsError(f"{os.fspath(destination)} has come to exist meanwhile", hint="choose another path")
-    storage.rename(staging, name)
-    storage.sync_folder("")
+    try:
+        report = _Import(sources, storage.describe(f"{staging}/store"), dedupe, unreadable, progress, options).run()
+        if os.path.lexists(os.path.join(folder, name)):
+            raise AlreadyExistsError(
+                f"{os.fspath(destination)} has come to exist meanwhile", hint="choose another path"
+            )
+        storage.rename(f"{staging}/store", name)
+        storage.sync_folder("")
+    finally:
+        storage.remove(staging)
     report.destination = os.fspath(destination)
     return report
 
 
 def _clear(storage: LocalStorage, staging: str) -> None:
     """Remove what an import that was killed left behind. Raises ``LockedError`` if it is still running."""
-    if storage.holder(f"{staging}/{LOCK}") is not None:
+    if storage.holder(f"{staging}/store/{LOCK}") is not None:
         raise LockedError(f"another import writes to {storage.describe(staging)}", hint="wait for it to end")
     storage.remove(staging)
 
@@ -251,11 +256,14 @@ class _Import:
             raise NotFoundError(f"there are no routes in {', '.join(s.path for s in self._sources)}")
         natives = _native_dtypes(readable)
         writer = self._create()
-        with writer:
+        try:
             recorder = RouteRecorder(writer)
             for file in readable:
                 self._import_file(file, recorder, natives, total)
             self._finish(recorder)
+            writer.close()
+        finally:
+            writer.abandon()
         return self._report
 
     def _look(self, file: str) -> bool:
@@ -286,6 +294,7 @@ class _Import:
             "unique": "seed" if self._dedupe else None,
             "commit_every": None,
             "commit_bytes": _COMMIT_BYTES,
+            "handle_signals": False,
             **self._options,
         }
         return create(self._path, **options)

@@ -31,7 +31,7 @@ class Deflater:
     """
 
     def __init__(self, level: int = 6, threads: int | None = None) -> None:
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or _cores()
         self._level = level
         self._ahead = 2 * threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="trajstore-deflate")
@@ -68,6 +68,10 @@ class Deflater:
         self._block.clear()
         self._pending.append(self._pool.submit(_deflate, block, self._window, self._level, flush))
         self._window = block[-_WINDOW:]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _deflate(block: bytes, window: bytes, level: int, flush: int) -> bytes:

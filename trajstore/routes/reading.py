@@ -43,16 +43,22 @@ class RoutesView:
 
     @property
     def keys(self) -> list[str]:
-        """The keys that are there, in the file's order, without ``meta``."""
+        """The keys of the file, in its order, without ``meta``; of a store not made of routes, all."""
         recorded = [key for state in self._states for key in state.get("keys", [])]
-        if recorded:
-            return ordered(key for key in recorded if self._is_there(key))
-        fields = {path for path in self.dataset.fields if "/" not in path and path != EPISODES_INDEX}
-        columns = set(self.dataset.columns) - {ID}
-        names = [PREFIX + path for path in (*columns, *fields)]
-        if "routes_ep_len" not in names:
-            names.append("routes_ep_len")
-        return ordered([*names, EPISODES] if EPISODES_INDEX in self.dataset.fields else names)
+        return ordered(key for key in recorded if self._is_there(key)) if recorded else self.available
+
+    @property
+    def available(self) -> list[str]:
+        """All that can be asked for: also fields and columns that came to the store in another way."""
+        recorded = [key for state in self._states for key in state.get("keys", [])]
+        paths = {path_of(key) for key in recorded} | {ID, EPISODES_INDEX}
+        fields = [path for path in self.dataset.fields if not path.startswith(f"{EPISODES}/")]
+        names = [PREFIX + path for path in (*self.dataset.columns, *fields) if path not in paths]
+        if "ep_len" not in paths and PREFIX + "ep_len" not in names:
+            names.append(PREFIX + "ep_len")
+        if EPISODES_INDEX in self.dataset.fields:
+            names.append(EPISODES)
+        return ordered([*(key for key in recorded if self._is_there(key)), *names])
 
     def _is_there(self, key: str) -> bool:
         path = EPISODES_INDEX if key == EPISODES else path_of(key)
