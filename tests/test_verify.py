@@ -170,6 +170,13 @@ def test_a_lost_manifest_is_damage_and_not_an_empty_folder(store: Path, tmp_path
             verify(place)
 
 
+def test_a_store_that_was_never_committed_is_none(tmp_path: Path) -> None:
+    (tmp_path / "s/__trajstore").mkdir(parents=True)
+    (tmp_path / "s/__trajstore/lock").touch()
+    with pytest.raises(NotFoundError):
+        verify(tmp_path / "s")
+
+
 def edit(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
     root = json.loads((store / "zarr.json").read_text())
     change(root["attributes"]["trajstore"])

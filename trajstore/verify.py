@@ -17,7 +17,7 @@ from trajstore.dataset import Place, stores
 from trajstore.encoding import set_layout
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, StorageError, UnsupportedFormatError
 from trajstore.intervals import IntervalSet
-from trajstore.layout import PRIVATE, ROOT, SEALS, ArrayLayout, is_temporary, metadata_key
+from trajstore.layout import COMMITS, PRIVATE, ROOT, SEALS, STEPS, TABLE, ArrayLayout, is_temporary, metadata_key
 from trajstore.manifest import Manifest, Shard, StoredSet
 from trajstore.seals import load_seals
 from trajstore.shardcheck import Fault, check_shard
@@ -258,7 +258,7 @@ def _manifest(storage: Storage) -> Manifest:
     except (CorruptionError, UnsupportedFormatError):
         raise
     except NotFoundError as error:
-        if storage.list(PRIVATE):
+        if any(storage.list(folder) for folder in (COMMITS, STEPS, TABLE)):
             raise CorruptionError("the manifest is missing, and the rest of the store is there") from error
         raise
     except (FormatError, StorageError) as error:
