@@ -20,7 +20,7 @@ from trajstore.compat.rlinf import TrajectoryReplayBuffer  # noqa: E402
 from trajstore.errors import NotFoundError, SchemaError, StateError, StorageError  # noqa: E402
 from trajstore.importers.rlinf import import_rlinf  # noqa: E402
 
-DATA = Path(__file__).parent / "data" / "rlinf_buffer"
+DATA = Path(__file__).parent / "data" / "rlinf_replay"
 STATISTICS = {"num_trajectories", "total_samples", "cache_size"}
 
 
