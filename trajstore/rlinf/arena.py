@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from trajstore.rlinf.flat import Tensors
+from trajstore.rlinf.flat import Ints, Tensors, take
 
 
 class Arena:
@@ -94,10 +94,12 @@ class Arena:
         """Move all rows together, into twice the room that they and ``count`` more need; the first free row."""
         held = sum(n for _, n in self._spans.values())
         self._capacity = 2 * (held + count)
-        order = torch.cat([torch.arange(start, start + n) for start, n in self._spans.values()] or [torch.arange(0)])
         for path, rows in self._rows.items():
             larger = torch.empty((self._capacity, *rows.shape[1:]), dtype=rows.dtype)
-            larger[:held] = rows[order]
+            at = 0
+            for start, n in self._spans.values():
+                larger[at : at + n] = rows[start : start + n]
+                at += n
             self._rows[path] = larger
         at = 0
         for number, (_, n) in self._spans.items():
@@ -123,12 +125,14 @@ class Arena:
         """The first row of a batch, -1 if it is not held."""
         return self._spans.get(number, (-1, 0))[0]
 
-    def paths(self, numbers: set[int]) -> list[str]:
+    def paths(self, numbers: Iterable[int]) -> list[str]:
         """The fields that all of these batches have."""
-        return [path for path in self._rows if all(path in self._paths[number] for number in numbers)]
+        different = {self._paths[number] for number in numbers}
+        return [path for path in self._rows if all(path in known for known in different)]
 
-    def gather(self, rows: torch.Tensor, paths: list[str]) -> Tensors:
-        return {path: self._rows[path].index_select(0, rows) for path in paths}
+    def gather(self, rows: Ints, paths: list[str]) -> Tensors:
+        """Rows of these fields, by path."""
+        return {path: take(self._rows[path], rows) for path in paths}
 
     def batch(self, number: int) -> Tensors:
         """All rows of a batch, by path."""

@@ -7,6 +7,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +18,9 @@ from trajstore.dataset import Dataset
 from trajstore.errors import FormatError, NotFoundError, SchemaError
 from trajstore.layout import column_array
 from trajstore.replayindex import LiveIndex, LiveRows
-from trajstore.rlinf.batch import BATCH, CLOCKS, ENV, NUMBER, VALUES, WEIGHTS, Batch, batch_of, fields_of, groups
+from trajstore.rlinf.batch import BATCH, CLOCKS, ENV, NUMBER, VALUES, WEIGHTS, Batch, batch_of, fields_of
 from trajstore.rlinf.files import load_batch, save_batch
-from trajstore.rlinf.flat import Tensors, flatten, nested
+from trajstore.rlinf.flat import Tensors, flatten, nested, put, take
 from trajstore.rlinf.folder import file_name, read_folder, write_index
 from trajstore.schema import Column, Field
 from trajstore.snapshot import Snapshot
@@ -57,12 +58,11 @@ class Files:
         known = [self._flat(number) for number in unique]
         paths = [path for path in known[0] if all(path in flat for flat in known)]
         for number, flat in zip(unique, known):
-            mine = torch.from_numpy(np.flatnonzero(numbers == number))
-            chosen = torch.from_numpy(rows[numbers == number])
+            mine = np.flatnonzero(numbers == number)
             for path in paths:
                 if path not in found:
                     found[path] = torch.empty((len(rows), *flat[path].shape[1:]), dtype=flat[path].dtype)
-                found[path][mine] = flat[path].index_select(0, chosen)
+                put(found[path], mine, take(flat[path], rows[mine]))
         return found
 
     def whole(self, number: int) -> Batch:
@@ -226,23 +226,44 @@ class Stored:
         paths = [path for path, spec in dataset.fields.items() if not spec.whole]
         self._index = LiveIndex(Cut(None), paths, bits=True)
         self._index.refresh(snapshot)
-        table = {name: dataset.table[name] for name in dataset.table if name in (NUMBER, LENGTH)}
-        lengths = dataset.lengths
-        for number, members in enumerate(groups(dataset)):
-            first, envs = int(members[0]), len(members)
-            if bool((np.diff(members) != 1).any()):
-                raise FormatError("a batch's environments do not stand side by side", hint="merge without an order")
-            steps = int(lengths[first])
-            self._first[number] = first
-            length = int(table[LENGTH][first]) if LENGTH in table else -1
-            weights = dataset[first][WEIGHTS] if WEIGHTS in dataset.fields else None
+        first, envs = _runs(dataset)
+        steps = dataset.lengths[first].tolist()
+        longest = dataset.table[LENGTH][first].tolist() if LENGTH in list(dataset.table) else [-1] * len(first)
+        weights = _strings(dataset, WEIGHTS, first)
+        for number, (start, count) in enumerate(zip(first.tolist(), envs.tolist())):
+            self._first[number] = start
             self.entries[number] = {
-                "num_samples": steps * envs,
+                "num_samples": steps[number] * count,
                 "trajectory_id": number,
-                LENGTH: None if length < 0 else length,
-                "shape": [steps, envs],
-                WEIGHTS: weights,
+                LENGTH: None if longest[number] < 0 else longest[number],
+                "shape": [steps[number], count],
+                WEIGHTS: weights[number],
             }
+
+
+def _runs(dataset: Dataset) -> tuple[Ints, Ints]:
+    """The first trajectory of each batch, and how many there are. Raises ``FormatError`` if they are scattered."""
+    table = dataset.table
+    if BATCH not in list(table) or ENV not in list(table):
+        return np.arange(len(dataset), dtype=np.int64), np.ones(len(dataset), np.int64)
+    batch = table[BATCH]
+    first = np.flatnonzero(np.diff(batch, prepend=batch[0] - 1))
+    envs = np.diff(np.r_[first, len(batch)])
+    inside = np.arange(len(batch)) - np.repeat(first, envs)
+    if len(np.unique(batch[first])) != len(first) or bool((table[ENV] != inside).any()):
+        raise FormatError("the environments of a batch do not stand side by side", hint="merge without an order")
+    return first, envs
+
+
+def _strings(dataset: Dataset, field: str, trajectories: Ints) -> list[str | None]:
+    """The strings of a field, all by one gather."""
+    if field not in dataset.fields:
+        return [None] * len(trajectories)
+    pairs = dataset.field_pairs(field)[trajectories]
+    ends = np.cumsum(pairs[:, 1] - pairs[:, 0]).tolist()
+    data = dataset.read(field, trajectories).tobytes()
+    found = [data[a:b].decode("utf-8", "replace") for a, b in zip([0, *ends], ends)]
+    return [None if start < 0 else text for start, text in zip(pairs[:, 0].tolist(), found)]
 
 
 class StoreWriter(Stored):
@@ -275,7 +296,9 @@ class StoreWriter(Stored):
         self._first[number] = len(index.ids)
         self.entries[number] = entry
         absent = dict.fromkeys(self._paths)
-        for env, rows in enumerate(batch.trajectories()):
+        # Arrays are checked faster than tensors; of bfloat16 there are none.
+        tensors = {p: t if t.dtype == torch.bfloat16 else t.numpy() for p, t in batch.tensors.items()}
+        for env, rows in enumerate(replace(batch, tensors=tensors).trajectories()):
             columns = {BATCH: number, ENV: env, NUMBER: number, LENGTH: -1 if entry[LENGTH] is None else entry[LENGTH]}
             trajectory = nested({**absent, **rows, WEIGHTS: None if weights is None else str(weights)})
             identity = writer.append(trajectory, **columns)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from trajstore.errors import SchemaError
 from trajstore.rlinf.batch import VALUES, Batch
 
 Tensors = dict[str, torch.Tensor]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_WORTH_THREADS = 16 << 20  # bytes; below, waking torch's threads costs more than they save
 
 
 def flatten(batch: Batch, place: str) -> tuple[Tensors, Tensors]:
@@ -62,3 +66,25 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         else:
             value[name] = tensor
     return value
+
+
+def take(tensor: torch.Tensor, rows: Ints) -> torch.Tensor:
+    """Rows of a tensor, (n, …), in new memory."""
+    out = torch.empty((len(rows), *tensor.shape[1:]), dtype=tensor.dtype)
+    if out.nbytes > _WORTH_THREADS:
+        return torch.index_select(tensor, 0, torch.from_numpy(rows), out=out)
+    np.take(_plain(tensor), rows, axis=0, out=_plain(out), mode="clip")
+    return out
+
+
+def put(tensor: torch.Tensor, places: Ints, rows: torch.Tensor) -> None:
+    """Assign rows of a tensor."""
+    _plain(tensor)[places] = _plain(rows)
+
+
+def _plain(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as an array of the same memory; of bfloat16, which NumPy lacks, its bits."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.int16)
+    array: np.ndarray[Any, Any] = tensor.numpy()
+    return array

@@ -29,7 +29,7 @@ from trajstore.rlinf.arena import Arena
 from trajstore.rlinf.backing import LENGTH, Backing, Files, FileWriter, Stored, StoreWriter, link_or_copy
 from trajstore.rlinf.batch import WEIGHTS, Batch, batch_of
 from trajstore.rlinf.files import save_batch
-from trajstore.rlinf.flat import Tensors, flatten, nested, restore
+from trajstore.rlinf.flat import Ints, Tensors, flatten, nested, put, restore
 from trajstore.rlinf.folder import METADATA, SUFFIXES, file_name, read_folder, write_index
 from trajstore.storage import LocalStorage
 
@@ -215,42 +215,41 @@ class TrajectoryReplayBuffer:
                     "%d transitions asked for, and only %d in the window: so many are drawn", num_chunks, total
                 )
                 num_chunks = total
-            drawn = torch.randint(0, total, (num_chunks,), generator=self.random_generator)
-            places = torch.bucketize(drawn, ends, right=True)
-            rows = drawn - torch.where(places > 0, ends[places - 1], 0)
-            return nested(self._gather(ids, places, rows, starts))
+            drawn = torch.randint(0, total, (num_chunks,), generator=self.random_generator).numpy()
+            places = np.searchsorted(ends, drawn, side="right")
+            rows = drawn - np.where(places > 0, ends[places - 1], 0)
+            return nested(self._gather(ids, places, rows, starts[places]))
 
     sample_chunks = sample
 
-    def _windowed(self) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    def _windowed(self) -> tuple[list[int], Ints, Ints]:
         """Ids of the window's batches, where each one's transitions end, and its first row in memory, or -1."""
         state = self._version, self._arena.version, self.sample_window_size
         if self._window[0] != state:
             ids = list(islice(reversed(self._entries), self.sample_window_size or None))[::-1]
-            counts = [int(self._entries[number]["num_samples"]) for number in ids]
-            starts = torch.tensor([self._arena.start(number) for number in ids], dtype=torch.long)
-            self._window = state, ids, torch.tensor(counts, dtype=torch.long).cumsum(0), starts
+            counts = np.array([self._entries[number]["num_samples"] for number in ids], np.int64)
+            starts = np.array([self._arena.start(number) for number in ids], np.int64)
+            self._window = state, ids, np.cumsum(counts), starts
         _, ids, ends, starts = self._window
         return ids, ends, starts
 
-    def _gather(self, ids: list[int], places: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor) -> Tensors:
-        first = starts[places]
-        held = first >= 0
-        here = {ids[place] for place in np.unique(places[held].numpy()).tolist()}
-        paths = self._arena.paths(here) if here else []
-        if bool(held.all()):
-            return self._arena.gather(first + rows, paths)
-        parts = [(torch.nonzero(held)[:, 0], self._arena.gather((first + rows)[held], paths))] if here else []
-        backings: dict[int, Any] = {}
-        of_each = [self._backing[ids[place]] for place in places.tolist()]
-        for backing in of_each:
-            backings[id(backing)] = backing
-        for backing in backings.values():
-            mine = torch.tensor([other is backing for other in of_each]) & ~held
-            if bool(mine.any()):
-                numbers = np.array([ids[place] for place in places[mine].tolist()], np.int64)
-                parts.append((torch.nonzero(mine)[:, 0], backing.rows(numbers, rows[mine].numpy())))
-        return _assembled(len(rows), parts)
+    def _gather(self, ids: list[int], places: Ints, rows: Ints, starts: Ints) -> Tensors:
+        """Row ``rows[i]`` of the batch at the place ``places[i]`` of the window; in memory from ``starts[i]`` on."""
+        held = starts >= 0
+        parts: list[tuple[Ints, Tensors]] = []
+        if held.any():
+            paths = self._arena.paths(ids[place] for place in np.unique(places[held]).tolist())
+            parts.append((np.flatnonzero(held), self._arena.gather((starts + rows)[held], paths)))
+        if not held.all():
+            numbers = np.array(ids, np.int64)[places]
+            backings = {id(backing): backing for backing in map(self._backing.get, numbers[~held].tolist())}
+            for backing in backings.values():
+                mine = np.flatnonzero(~held)
+                if len(backings) > 1:
+                    mine = mine[[self._backing[number] is backing for number in numbers[mine].tolist()]]
+                assert backing is not None
+                parts.append((mine, backing.rows(numbers[mine], rows[mine])))
+        return parts[0][1] if len(parts) == 1 else _assembled(len(rows), parts)
 
     # -- to and from disk ------------------------------------------------------------------------------------------
 
@@ -418,15 +417,14 @@ def _entry(number: int, batch: Batch) -> dict[str, Any]:
     }
 
 
-def _assembled(count: int, parts: list[tuple[torch.Tensor, Tensors]]) -> Tensors:
+def _assembled(count: int, parts: list[tuple[Ints, Tensors]]) -> Tensors:
     """One batch of parts, each with its places in it; the fields that all parts have."""
     made: Tensors = {}
-    for path in parts[0][1]:
+    for path, like in parts[0][1].items():
         if all(path in rows for _, rows in parts):
-            like = parts[0][1][path]
             made[path] = torch.empty((count, *like.shape[1:]), dtype=like.dtype)
             for places, rows in parts:
-                made[path][places] = rows[path]
+                put(made[path], places, rows[path])
     return made
 
 
