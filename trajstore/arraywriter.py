@@ -21,6 +21,9 @@ from trajstore.shard import GrowingShard, encode_frame
 from trajstore.storage import Storage
 
 
+_PACK_BYTES = 96 << 10  # stored bytes that are packed in one go: a few NumPy calls each, within the caches
+
+
 class Misfit(Exception):
     """Rows that the array's packing cannot hold exactly."""
 
@@ -71,20 +74,23 @@ class ArrayWriter:
             return
         size = layout.chunk_rows
         rows = np.ascontiguousarray(rows)
+        step = size if self.pack is None else size * max(1, _PACK_BYTES // layout.chunk_bytes)
         scratch: np.ndarray[Any, Any] | None = None
-        for at in range(0, len(rows), size):
-            chunk = rows[at : at + size]
-            held = len(chunk)
+        for at in range(0, len(rows), step):
+            block = rows[at : at + step]
+            held = len(block)
             if self.pack is not None or held < size:
                 if scratch is None:
-                    scratch = np.empty((size, *layout.row_shape), layout.dtype)
+                    scratch = np.empty((min(step, -(-held // size) * size), *layout.row_shape), layout.dtype)
                 if self.pack is None:
-                    scratch[:held] = chunk
-                elif not self.pack(chunk, scratch[:held]):
+                    scratch[:held] = block
+                elif not self.pack(block, scratch[:held]):
                     raise Misfit(layout.path)
                 scratch[held:] = layout.fill
-                chunk = scratch
-            self._put((first + at) // size, encode_frame(chunk, layout.codec), held)
+                block = scratch
+            for inner in range(0, held, size):
+                chunk = block[inner : inner + size]
+                self._put((first + at + inner) // size, encode_frame(chunk, layout.codec), min(held - inner, size))
 
     def _put(self, chunk: int, frame: bytes, rows: int) -> None:
         number, inner = divmod(chunk, self.layout.chunks_per_shard)

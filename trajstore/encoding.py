@@ -199,18 +199,7 @@ def packer(dtype: str, rule: Rule) -> Pack:
     """
     table = decode_table(np.dtype(dtype), rule)
     if dtype == "float16":
-        # All 65,536 bit patterns at once: 256 stands for a value that the rule cannot store.
-        codes = np.full(1 << 16, 256, np.uint16)
-        codes[table.view(np.uint16)] = np.arange(256, dtype=np.uint16)
-
-        def pack_float16(rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> bool:
-            code = np.empty(rows.shape, np.uint16)
-            np.take(codes, rows.view(np.uint16), out=code, mode="clip")  # with "clip" NumPy needs no buffer
-            np.copyto(out, code, casting="unsafe")
-            return bool(code.max(initial=0) < 256)
-
-        return pack_float16
-
+        return _pack_float16(table.view(np.uint16), rule.divisor)
     bits = np.dtype(f"u{table.itemsize}")
 
     def pack_float(rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> bool:
@@ -220,3 +209,40 @@ def packer(dtype: str, rule: Rule) -> Pack:
         return bool(np.array_equal(table[out].view(bits), rows.view(bits)))
 
     return pack_float
+
+
+def _pack_float16(table: np.ndarray[Any, Any], divisor: int) -> Pack:
+    """A packer of float16 by its bits; ``table`` are those of the 256 values that the rule can store.
+
+    Shifted left by 13, the bits of a finite positive float16 are those of a float32 that is 2**112 times smaller. So the
+    code comes by one multiplication, and it is right if what it stands for lies within half a float16 step of the value.
+    """
+    scale, back = np.float32(divisor * 2.0**112), np.float32(2.0**-112 / divisor)
+    highest, half = int(table.max()), 1 << 12
+
+    def codes(bits: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Writes the code of each value; how far each is from what its code stands for, ``half`` being not at all."""
+        shifted = bits.astype(np.uint32)
+        shifted <<= 13
+        scaled = shifted.view(np.float32) * scale
+        np.rint(scaled, out=scaled)
+        np.copyto(out, scaled, casting="unsafe")
+        scaled *= back
+        distance: np.ndarray[Any, Any] = scaled.view(np.uint32)
+        distance -= shifted
+        distance += half
+        return distance
+
+    def pack(rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> bool:
+        bits = rows.view(np.uint16)
+        if int(bits.max(initial=0)) > highest:  # negative, not finite, or too large
+            return False
+        return int(codes(bits, out).max(initial=0)) <= 2 * half
+
+    # There are few enough values to try them all.
+    every = np.arange(highest + 1, dtype=np.uint16)
+    found = np.empty(len(every), np.uint8)
+    fits = codes(every, found) <= 2 * half
+    if not (np.array_equal(every[fits], np.sort(table)) and np.array_equal(table[found[fits]], every[fits])):
+        raise SchemaError(f"float16 cannot be packed by {divisor}")
+    return pack
