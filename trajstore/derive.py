@@ -60,6 +60,8 @@ def add_column(
         every = live + live.deleted
         rows = every.locate(np.arange(len(every), dtype=np.int64))[1]
         found = _values(values, live, every)
+        if found.dtype.kind not in "biuf":
+            raise SchemaError(f"column {name!r} holds numbers or bools, and these values are {found.dtype}")
         column = Column(dtype or dtype_name(found.dtype), default)
         schema = replace(schema, columns={**schema.columns, name: column})
         layout = column_layout(name, column)
@@ -90,8 +92,6 @@ def _values(values: Any, live: Dataset, every: Dataset) -> Array:
 
 
 def _exactly(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
-    if values.dtype.kind not in "biuf":
-        raise SchemaError(f"column {name!r} holds numbers or bools, and these values are {values.dtype}")
     found = values.astype(dtype)
     if values.dtype.kind != "f" and not np.array_equal(found.astype(values.dtype), values):
         raise SchemaError(f"column {name!r} has values that {dtype} cannot hold")
