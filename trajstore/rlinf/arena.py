@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from trajstore.rlinf.flat import Ints, Tensors, take
+from trajstore.rlinf.flat import Ints, Tensors, put, take
 
 
 class Arena:
@@ -56,7 +56,7 @@ class Arena:
             gone.append(self.drop_oldest())
         start = self._place(count)
         for path, rows in flat.items():
-            self._column(path, rows)[start : start + count] = rows
+            put(self._column(path, rows), slice(start, start + count), rows)
         self._spans[number] = start, count
         self._paths[number] = frozenset(flat)
         self._bytes[number] = size

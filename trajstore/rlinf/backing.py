@@ -20,7 +20,7 @@ from trajstore.layout import column_array
 from trajstore.replayindex import LiveIndex, LiveRows
 from trajstore.rlinf.batch import BATCH, CLOCKS, ENV, NUMBER, VALUES, WEIGHTS, Batch, batch_of, fields_of
 from trajstore.rlinf.files import load_batch, save_batch
-from trajstore.rlinf.flat import Tensors, flatten, nested, put, take
+from trajstore.rlinf.flat import Tensors, assembled, copied, flatten, nested, put, take
 from trajstore.rlinf.folder import file_name, read_folder, write_index
 from trajstore.schema import Column, Field
 from trajstore.snapshot import Snapshot
@@ -32,6 +32,7 @@ Entry = dict[str, Any]
 
 LENGTH = "max_episode_length"
 _OPEN_FILES = 64
+_WAITING_BYTES = 256 << 20
 _INDEX_SHARE = 0.05  # the index on disk is written again when it lacks so large a part
 
 
@@ -180,7 +181,8 @@ class Stored:
 
     def rows(self, numbers: Ints, rows: Ints) -> Tensors:
         index = self._index
-        assert index is not None
+        if index is None or not len(numbers):
+            return {}
         envs = np.array([self.entries[number]["shape"][1] for number in numbers.tolist()], np.int64)
         places = np.array([self._first[number] for number in numbers.tolist()], np.int64) + rows % envs
         steps = rows // envs
@@ -276,52 +278,73 @@ class StoreWriter(Stored):
         settings = {"clocks": CLOCKS, "columns": columns, "fields": plain, "resume": True, **options}
         self.writer: Writer = create(folder, **settings)
         self._seen = -1
-        self._paths: list[str] = []
-        self.next_number = 0
+        self._waiting: OrderedDict[int, Tensors] = OrderedDict()  # rows of batches that no commit holds yet
+        self._waiting_bytes = 0
+        self._count = self.next_number = 0
         head = self.writer.head
+        self._paths = [path for path, spec in self.writer.schema.fields.items() if not spec.whole]
         if head is not None and len(self.writer):
+            snapshot = Snapshot(self.writer.storage, head)
             rows = np.arange(head.arrays[column_array(BATCH)][1])
-            self.next_number = int(Snapshot(self.writer.storage, head).column(BATCH, rows).max()) + 1
+            self.next_number = int(snapshot.column(BATCH, rows).max()) + 1
+            self._count = len(snapshot.live)
 
-    def add(self, number: int, batch: Batch, entry: Entry) -> None:
-        """Append a batch; it can be sampled at once, from memory, until a commit holds it."""
+    def add(self, number: int, batch: Batch, flat: Tensors, entry: Entry) -> None:
+        """Append a batch; it can be sampled at once, from a copy of its rows, until a commit holds it."""
         writer, weights = self.writer, entry[WEIGHTS]
-        index = self._index or self._begin(batch)
+        if not self._paths:
+            writer.declare(fields=fields_of(batch))
+            self._paths = list(batch.tensors)
         if unknown := set(batch.tensors) - set(self._paths):
             raise SchemaError(
                 f"the first batch of the store had no field {min(unknown)!r}",
                 hint="give it from the first batch on, or save as 'pt'",
             )
-        self._refresh()
-        self._first[number] = len(index.ids)
-        self.entries[number] = entry
+        if self._waiting_bytes > _WAITING_BYTES:
+            writer.commit()
+            self._refresh()
         absent = dict.fromkeys(self._paths)
         # Arrays are checked faster than tensors; of bfloat16 there are none.
         tensors = {p: t if t.dtype == torch.bfloat16 else t.numpy() for p, t in batch.tensors.items()}
         for env, rows in enumerate(replace(batch, tensors=tensors).trajectories()):
             columns = {BATCH: number, ENV: env, NUMBER: number, LENGTH: -1 if entry[LENGTH] is None else entry[LENGTH]}
-            trajectory = nested({**absent, **rows, WEIGHTS: None if weights is None else str(weights)})
-            identity = writer.append(trajectory, **columns)
-            self._refresh()
-            if identity is not None and identity not in index.ids[-1:]:  # else a commit by the timer was faster
-                index.add(identity, trajectory, columns, writer.schema)
-
-    def _begin(self, batch: Batch) -> LiveIndex:
-        known = self.writer.schema.fields
-        self.writer.declare(fields={path: spec for path, spec in fields_of(batch).items() if path not in known})
-        self._paths = [path for path, spec in known.items() if not spec.whole] or list(batch.tensors)
-        self._index = LiveIndex(Cut(None), self._paths, bits=True)
-        return self._index
+            trajectory = {**absent, **rows, WEIGHTS: None if weights is None else str(weights)}
+            writer.append(nested(trajectory), **columns)
+        self._waiting[number] = {path: copied(rows) for path, rows in flat.items()}
+        self._waiting_bytes += sum(rows.nbytes for rows in flat.values())
+        self._first[number] = self._count
+        self._count += batch.envs
+        self.entries[number] = entry
 
     def rows(self, numbers: Ints, rows: Ints) -> Tensors:
         self._refresh()
-        return super().rows(numbers, rows)
+        waiting = np.array([number in self._waiting for number in numbers.tolist()], np.bool_)
+        parts = [(places := np.flatnonzero(~waiting), super().rows(numbers[places], rows[places]))]
+        if not waiting.any():
+            return parts[0][1]
+        if waiting.all():
+            parts = []
+        for number in np.unique(numbers[waiting]).tolist():
+            places = np.flatnonzero(numbers == number)
+            parts.append((places, {path: take(held, rows[places]) for path, held in self._waiting[number].items()}))
+        return assembled(len(rows), parts)
 
     def _refresh(self) -> None:
+        """Take in what was committed since the last time."""
         head = self.writer.head
-        if self._index is not None and head is not None and head.commit.number != self._seen:
-            self._seen = head.commit.number
-            self._index.refresh(Snapshot(self.writer.storage, head))
+        if head is None or head.commit.number == self._seen:
+            return
+        self._seen = head.commit.number
+        if self._index is None:
+            if not head.schema.fields or not len(self._paths):
+                return
+            self._index = LiveIndex(Cut(None), self._paths, bits=True)
+        self._index.refresh(Snapshot(self.writer.storage, head))
+        there = len(self._index.ids)
+        for number in list(self._waiting):
+            if self._first[number] + self.entries[number]["shape"][1] <= there:
+                del self._waiting[number]
+        self._waiting_bytes = sum(rows.nbytes for held in self._waiting.values() for rows in held.values())
 
 
 def _as_tensor(rows: Any, dtype: str) -> torch.Tensor:

@@ -77,9 +77,16 @@ def take(tensor: torch.Tensor, rows: Ints) -> torch.Tensor:
     return out
 
 
-def put(tensor: torch.Tensor, places: Ints, rows: torch.Tensor) -> None:
+def put(tensor: torch.Tensor, places: Ints | slice, rows: torch.Tensor) -> None:
     """Assign rows of a tensor."""
     _plain(tensor)[places] = _plain(rows)
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in memory of its own."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    put(copy, slice(None), tensor)
+    return copy
 
 
 def _plain(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -88,3 +95,14 @@ def _plain(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
         tensor = tensor.view(torch.int16)
     array: np.ndarray[Any, Any] = tensor.numpy()
     return array
+
+
+def assembled(count: int, parts: list[tuple[Ints, Tensors]]) -> Tensors:
+    """One batch of parts, each with its places in it; the fields that all parts have."""
+    made: Tensors = {}
+    for path, like in parts[0][1].items():
+        if all(path in rows for _, rows in parts):
+            made[path] = torch.empty((count, *like.shape[1:]), dtype=like.dtype)
+            for places, rows in parts:
+                put(made[path], places, rows[path])
+    return made

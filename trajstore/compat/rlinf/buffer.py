@@ -29,7 +29,7 @@ from trajstore.rlinf.arena import Arena
 from trajstore.rlinf.backing import LENGTH, Backing, Files, FileWriter, Stored, StoreWriter, link_or_copy
 from trajstore.rlinf.batch import WEIGHTS, Batch, batch_of
 from trajstore.rlinf.files import save_batch
-from trajstore.rlinf.flat import Ints, Tensors, flatten, nested, put, restore
+from trajstore.rlinf.flat import Ints, Tensors, assembled, copied, flatten, nested, restore
 from trajstore.rlinf.folder import METADATA, SUFFIXES, file_name, read_folder, write_index
 from trajstore.storage import LocalStorage
 
@@ -158,11 +158,11 @@ class TrajectoryReplayBuffer:
         self._counter += 1
         own = self._own
         if isinstance(own, FileWriter):
-            copy = {path: tensor.clone() for path, tensor in batch.tensors.items()}
+            copy = {path: copied(tensor) for path, tensor in batch.tensors.items()}
             with self._saving(own):
                 own.add(number, {**batch.plain, **nested(copy)}, entry, self._metadata(()))
         elif own is not None:
-            own.add(number, batch, entry)
+            own.add(number, batch, flat, entry)
         self._take(number, entry, own)
         if own is None:
             self._extra[number] = {path: rows.clone() for path, rows in extra.items()}
@@ -249,7 +249,7 @@ class TrajectoryReplayBuffer:
                     mine = mine[[self._backing[number] is backing for number in numbers[mine].tolist()]]
                 assert backing is not None
                 parts.append((mine, backing.rows(numbers[mine], rows[mine])))
-        return parts[0][1] if len(parts) == 1 else _assembled(len(rows), parts)
+        return parts[0][1] if len(parts) == 1 else assembled(len(rows), parts)
 
     # -- to and from disk ------------------------------------------------------------------------------------------
 
@@ -415,17 +415,6 @@ def _entry(number: int, batch: Batch) -> dict[str, Any]:
         "shape": [int(n) for n in shape],
         WEIGHTS: str(batch.plain.get(WEIGHTS, "")),
     }
-
-
-def _assembled(count: int, parts: list[tuple[Ints, Tensors]]) -> Tensors:
-    """One batch of parts, each with its places in it; the fields that all parts have."""
-    made: Tensors = {}
-    for path, like in parts[0][1].items():
-        if all(path in rows for _, rows in parts):
-            made[path] = torch.empty((count, *like.shape[1:]), dtype=like.dtype)
-            for places, rows in parts:
-                put(made[path], places, rows[path])
-    return made
 
 
 def _opened(path: str) -> tuple[Files | Stored, list[int], dict[str, Any]]:
