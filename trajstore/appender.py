@@ -152,7 +152,6 @@ class Appender:
         return self._run
 
     def _turn(self, run: _Run) -> None:
-        run.full = True
         self._submit(run, run.first + self._run_rows)
         self._run = None
         self._at = 0
@@ -166,6 +165,7 @@ class Appender:
             self._budget.acquire(amount, self._clock)
             with self._guard:
                 run.jobs += 1
+                run.full = stop == run.first + self._run_rows  # not before the last job counts: its buffer is in use
             while self._jobs and self._jobs[0].done() and self._jobs[0].exception() is None:
                 self._jobs.popleft()
             self._jobs.append(self._encoders.submit(self._encode, run, start, stop, amount))
