@@ -164,7 +164,10 @@ class ArrayWriter:
     def _settle(self, key: str, name: str, before: int, after: int) -> None:
         """After a rename or link that failed: go on if it happened all the same, raise again if it did not."""
         present = self.storage.size(key)
-        self.storage.remove(name)
+        try:
+            self.storage.remove(name)
+        except StorageError:
+            pass  # whoever opens the store next removes it
         if present == after:
             return
         if present == (before or None):
