@@ -108,13 +108,18 @@ def _call_all() -> None:
 
 
 def redeliver() -> None:
-    """Send the signals that were put off to this process again."""
-    while deferred:
-        os.kill(os.getpid(), deferred.pop())
+    """Send the signals that were put off to this process again, unless its main thread is inside a writer still."""
+    if threading.current_thread() is threading.main_thread():
+        while deferred and not _busy():
+            os.kill(os.getpid(), deferred.pop())
+
+
+def _busy() -> bool:
+    return any(callback.busy() for callback in list(_callbacks.values()))
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if any(callback.busy() for callback in list(_callbacks.values())):
+    if _busy():
         deferred.append(number)
         return
     # Whoever arrives second, this handler or the listening thread, finds nothing left to commit.

@@ -196,27 +196,45 @@ def _owned(value: Any) -> Any:
 
 
 class _Lock:
-    """A lock that knows whether the calling thread holds it (a signal handler must not wait for its own thread)."""
+    """A re-entrant lock that knows whether the calling thread is inside: holds it, or is about to.
+
+    A signal handler must not wait for its own thread, at no moment of it; what it puts off is sent again on leaving.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._owner = 0
-        self._depth = 0
+        self._depths: dict[int, int] = {}  # by thread, each of which changes its own entry only
 
     def __enter__(self) -> None:
+        me = threading.get_ident()
+        self._depths[me] = self._depths.get(me, 0) + 1
         self._lock.acquire()
-        self._owner = threading.get_ident()
-        self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._owner = 0
         self._lock.release()
+        me = threading.get_ident()
+        if self._depths[me] > 1:
+            self._depths[me] -= 1
+            return
+        del self._depths[me]
+        if signals.deferred:
+            signals.redeliver()
 
     @property
     def mine(self) -> bool:
-        return self._owner == threading.get_ident()
+        return threading.get_ident() in self._depths
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let others have the lock for a while."""
+        depth = self._depths.get(threading.get_ident(), 0)
+        for _ in range(depth):
+            self._lock.release()
+        try:
+            yield
+        finally:
+            for _ in range(depth):
+                self._lock.acquire()
 
 
 class Source(Protocol):
@@ -274,6 +292,7 @@ class Writer:
         self._committing = _Lock()
         self._pid = os.getpid()
         self._closed = False
+        self._closing = False
         self._failure: BaseException | None = None
         self._on_full = on_full
         self._commit_every = commit_every
@@ -468,7 +487,7 @@ class Writer:
                 number = self._append(trajectory, columns)
         if not at_once:
             number = self._stage(trajectory, columns)
-        if self._wanted or signals.deferred:
+        if self._wanted:
             self._after_append()
         return number
 
@@ -536,6 +555,8 @@ class Writer:
                 yield
 
     def _append(self, trajectory: Mapping[str, Any], columns: Mapping[str, Any]) -> int | None:
+        if self._closing:
+            self._refuse()
         checker = self._checker
         assert checker is not None
         flat = flatten(trajectory, columns, checker.schema)
@@ -585,6 +606,8 @@ class Writer:
         if self._closed or self._failure is not None or os.getpid() != self._pid:
             self._refuse()
         with self._settled():
+            if self._closing:
+                self._refuse()
             known = self._checker.schema if self._checker is not None else self._declared
             batch = Batch(flatten(trajectories, {}, known), lengths, columns)
             if not batch.count:
@@ -595,7 +618,7 @@ class Writer:
                 self._ingest.declare(schema)
                 self._checker = Checker(schema)
             numbers = self._append_many(batch)
-        if self._wanted or signals.deferred:
+        if self._wanted:
             self._after_append()
         return numbers
 
@@ -652,11 +675,8 @@ class Writer:
             self._wanted = True
 
     def _after_append(self) -> None:
-        if self._wanted:
-            with self._wake:
-                self._wake.notify_all()
-        if signals.deferred and threading.current_thread() is threading.main_thread():
-            signals.redeliver()
+        with self._wake:
+            self._wake.notify_all()
 
     def _learn(self, trajectory: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
         """Take what the first trajectory shows into the schema."""
@@ -720,10 +740,12 @@ class Writer:
             self._split(field)
 
     def _split(self, path: str) -> None:
-        if len(self.schema.on_clock(str(self.schema.fields[path].clock))) > 1:
-            self._commit()
-            self._ingest.split(path)
-            self._checker = Checker(self._ingest.schema)
+        # Commits take the two locks in this order: whoever waited for the first with the second would wait for ever.
+        with self._lock.released(), self._committing, self._lock:
+            if len(self.schema.on_clock(str(self.schema.fields[path].clock))) > 1:
+                self._commit()
+                self._ingest.split(path)
+                self._checker = Checker(self._ingest.schema)
 
     def delete(self, ids: int | Iterable[int]) -> None:
         """Take trajectories out of the dataset, by id; the next commit makes it so.
@@ -796,11 +818,7 @@ class Writer:
         self._failure = None
         for source in self._sources:
             source.flush()
-        try:
-            self._commit()
-        finally:
-            if signals.deferred and threading.current_thread() is threading.main_thread():
-                signals.redeliver()
+        self._commit()
         head = self._session.head
         return head.commit.number if head else 0
 
@@ -834,7 +852,10 @@ class Writer:
                 self._committed_version = version
                 self._new_bytes -= new_bytes
                 self._new_trajectories -= new_trajectories
-            self._session.write_children(due=True)
+            try:
+                self._session.write_children(due=True)
+            except StorageError:
+                pass  # they may lag, and the commit is made: nobody must be told that it is not
 
     def _version(self) -> tuple[Any, ...]:
         ingest = self._ingest
@@ -903,6 +924,8 @@ class Writer:
                 for source in self._sources:
                     source.close()
             finally:
+                with self._lock:
+                    self._closing = True  # what another thread appends from here on would be dropped
                 self._commit()
             self._session.write_children()
         finally:
@@ -924,8 +947,7 @@ class Writer:
         signals.unwatch(self._watching)
         self._ingest.close()
         self._session.close()
-        if signals.deferred and threading.current_thread() is threading.main_thread():
-            signals.redeliver()
+        signals.redeliver()
 
     def __enter__(self) -> Writer:
         return self
@@ -955,7 +977,7 @@ class Writer:
                 "this writer was inherited by a forked process, which may not use it",
                 hint="in each process: trajstore.create(path, part=f'rank{rank}')",
             )
-        if self._closed:
+        if self._closed or self._closing:
             raise StateError(f"the writer of {self.path} is closed")
         failure = self._failure
         if isinstance(failure, (StorageError, ConflictError, StateError)):
