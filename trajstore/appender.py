@@ -108,6 +108,7 @@ class Appender:
         self._frozen = first  # rows below are with the encoders, the last chunk perhaps not whole
         self._jobs: deque[Future[None]] = deque()
         self._free: list[np.ndarray[Any, Any]] = []
+        self._failed: list[tuple[_Run, int, int, int]] = []
         self._guard = threading.Lock()
 
     def _rows_in_run(self) -> int:
@@ -173,10 +174,21 @@ class Appender:
 
     def freeze(self) -> list[Future[None]]:
         """Hand over every row written so far; the jobs to wait for before they can be flushed."""
+        self._try_again()
         if self._run is not None and self.row > self._frozen:
             self._submit(self._run, self.row)
             self._frozen = self.row
         return list(self._jobs)
+
+    def _try_again(self) -> None:
+        """Hand over once more what could not be encoded, for want of memory say."""
+        with self._guard:
+            failed, self._failed = self._failed, []
+        if failed:
+            self._jobs = deque(job for job in self._jobs if not job.done() or job.exception() is None)
+        for run, start, stop, amount in failed:
+            self._budget.acquire(amount, self._clock)
+            self._jobs.append(self._encoders.submit(self._encode, run, start, stop, amount))
 
     def leap(self, row: int) -> None:
         """Go on at ``row``, the beginning of a later shard; what lies between is a gap."""
@@ -213,12 +225,17 @@ class Appender:
             except Misfit:
                 self._replace_target(target)
                 self.target.encode(rows, start)
-        finally:
-            self._budget.release(amount, self._clock() - begun)
+        except BaseException:
+            with self._guard:
+                self._failed.append((run, start, stop, amount))  # the job counts on: its buffer is wanted again
+            raise
+        else:
             with self._guard:
                 run.jobs -= 1
                 if run.full and not run.jobs:
                     self._free.append(run.buffer)
+        finally:
+            self._budget.release(amount, self._clock() - begun)
 
     def _replace_target(self, misfit: ArrayWriter) -> None:
         with self._guard:
