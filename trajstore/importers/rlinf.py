@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trajstore.assembly import Scaffold
 from trajstore.errors import FormatError, NotFoundError, SchemaError
 from trajstore.rlinf import Folder, batch_of, fields_of, find_ranks, load_batch, read_folder
 from trajstore.rlinf.batch import BATCH, CLOCKS, ENTRY, ENV, MIDDLE, NUMBER, OTHER, RANK, WEIGHTS
-from trajstore.schema import Column, Field
+from trajstore.schema import Clock, Column, Field
 from trajstore.storage import LocalStorage
 from trajstore.writer import create
 
@@ -98,8 +98,9 @@ def import_rlinf(
     scaffold = Scaffold(destination)
     with scaffold as session:
         session.close()  # the writer takes the lock for itself
+        clocks = {**{str(spec.clock): Clock("none") for spec in fields.values()}, **CLOCKS}
         with create(
-            session.storage, resume=True, fields={**fields, **plain}, clocks=CLOCKS, columns=columns, **options
+            session.storage, resume=True, fields={**fields, **plain}, clocks=clocks, columns=columns, **options
         ) as writer:
             writer.state = state
             for done, (rank, folder, number) in enumerate(pieces):
@@ -129,6 +130,7 @@ def _fields(
 ) -> tuple[dict[str, Field], dict[str, Field], list[tuple[int, Folder, int]]]:
     """What fields there are in any of the files, and the files that can be read."""
     found: dict[str, Field] = {}
+    having: dict[str, int] = {}
     readable = []
     for rank, folder, number in pieces:
         name = folder.files[number]
@@ -147,7 +149,11 @@ def _fields(
                     f"{place}: field {path!r} is {spec.dtype} {spec.shape}, and {known.dtype} {known.shape} before it",
                     hint="import the ranks that fit together into stores of their own",
                 )
+            having[path] = having.get(path, 0) + 1
         readable.append((rank, folder, number))
+    for path, count in having.items():
+        if count < len(readable):  # what is there or not goes by a clock of its own
+            found[path] = replace(found[path], clock=path.replace("/", "."))
     plain = {WEIGHTS: Field("string"), MIDDLE: Field("string"), ENTRY: Field("json"), OTHER: Field("json")}
     return found, plain, readable
 

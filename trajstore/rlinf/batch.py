@@ -10,6 +10,7 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
+from trajstore.heritage import SOURCE
 from trajstore.schema import MAIN_CLOCK, Clock, Field
 
 Array = np.ndarray[Any, Any]
@@ -94,9 +95,11 @@ def groups(dataset: Dataset) -> Iterator[Ints]:
     if BATCH not in dataset.columns or ENV not in dataset.columns:
         yield from (np.array([number]) for number in range(len(dataset)))
         return
-    batches, envs = dataset.table[BATCH], dataset.table[ENV]
-    parts = dataset.locate(np.arange(len(dataset), dtype=np.int64))[0]
-    _, first, inverse = np.unique(np.stack((parts, batches)), axis=1, return_index=True, return_inverse=True)
+    envs = dataset.table[ENV]
+    # Batches are counted in each import, and several may have been merged since.
+    keys = [dataset.locate(np.arange(len(dataset), dtype=np.int64))[0]]
+    keys += [dataset.table[name] for name in (SOURCE, RANK, NUMBER, BATCH) if name in dataset.columns]
+    _, first, inverse = np.unique(np.stack(keys), axis=1, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     order = np.lexsort((envs, first[inverse]))
     edges = np.flatnonzero(np.diff(first[inverse][order])) + 1

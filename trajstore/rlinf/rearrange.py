@@ -9,7 +9,7 @@ from typing import Any
 
 from trajstore.assembly import Destination, Scaffold, located
 from trajstore.errors import AlreadyExistsError, FormatError, NotFoundError, SchemaError, StorageError
-from trajstore.layout import PRIVATE
+from trajstore.layout import PRIVATE, is_temporary
 from trajstore.rlinf.folder import INDEXES, METADATA, Folder, file_name, find_ranks, read_folder, write_index
 from trajstore.storage import LocalStorage, Storage
 
@@ -179,10 +179,15 @@ def _remove_sources(source: Storage, destination: Storage) -> None:
         storage = source.child(name) if name else source
         if storage.size(METADATA) is None:  # emptied before
             continue
-        folder = read_folder(storage)
-        left = [number for number in folder.ids if str(number) not in files and number in folder.entries]
-        samples = sum(int(folder.entries[number].get("num_samples", 0)) for number in left)
-        write_index(storage, folder.entries, left, {**folder.metadata, "size": len(left), "total_samples": samples})
+        for file in storage.list(""):
+            if is_temporary(file):  # of an index that was not finished
+                storage.remove(file)
+        left: list[int] = []
+        if any(storage.size(index) is not None for index in INDEXES):
+            folder = read_folder(storage)
+            left = [number for number in folder.ids if str(number) not in files and number in folder.entries]
+            samples = sum(int(folder.entries[number].get("num_samples", 0)) for number in left)
+            write_index(storage, folder.entries, left, {**folder.metadata, "size": len(left), "total_samples": samples})
         for file in files.values():
             storage.remove(file)
         if not left:
