@@ -242,6 +242,10 @@ def test_a_first_step_that_does_not_fit_the_store_says_so_at_once(tmp_path: Path
             recorder.step(x=np.zeros(4, int), terminated=never)
         with pytest.raises(SchemaError, match="unknown field 'y'"):
             recorder.step(x=np.zeros(4), y=np.zeros(4), terminated=never)
+        recorder.set(level=3)
+        with pytest.raises(SchemaError, match="unknown column 'level'"):
+            recorder.step(x=np.zeros(4), terminated=never)
+    with trajstore.create(tmp_path / "s", resume=True) as writer, Recorder(writer, 4) as recorder:
         recorder.step(x=np.ones(4), terminated=never)
     assert len(trajstore.open(tmp_path / "s")) == 8
 

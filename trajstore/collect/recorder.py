@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from trajstore.collect.ring import Ring, leaves
 from trajstore.collect.splitter import ACTIVE, COLUMN, FINAL, FRESH, Splitter
 from trajstore.errors import QueueFullError, SchemaError, StateError, StorageError, TrajstoreError
 from trajstore.intake import as_array
-from trajstore.schema import MAIN_CLOCK, Clock, check_path, unknown
+from trajstore.schema import ID, MAIN_CLOCK, Clock, check_path, unknown
 from trajstore.writer import Writer
 
 Array = np.ndarray[Any, Any]
@@ -297,12 +297,10 @@ class Recorder:
         fields = {path: self._ring.slots[path].spec for path in self._splitter.fields()}
         try:
             if stored:
-                for path in fields:
-                    if path not in stored:
-                        raise unknown(path, stored, "field")
-                for path in stored:
-                    if path not in fields:
-                        raise SchemaError(f"field {path!r} is missing", hint=f"{self.writer.path} has it")
+                self._check_names("field", fields, stored, [*stored])
+                columns = self.writer.schema.columns
+                required = [name for name, column in columns.items() if name != ID and column.default is None]
+                self._check_names("column", self._splitter.columns(), columns, required)
                 return
             clocks = {MAIN_CLOCK: Clock("main")}
             if self._boundary:
@@ -318,6 +316,14 @@ class Recorder:
         except BaseException:
             self._ring.close()
             raise
+
+    def _check_names(self, what: str, given: Iterable[str], known: Iterable[str], required: Iterable[str]) -> None:
+        for name in given:
+            if name not in known:
+                raise unknown(name, known, what)
+        for name in required:
+            if name not in given:
+                raise SchemaError(f"{what} {name!r} is missing", hint=f"{self.writer.path} has it")
 
     def _advance(self) -> None:
         self._begun.clear()

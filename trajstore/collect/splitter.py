@@ -77,6 +77,11 @@ class Splitter:
         hidden = () if self._flags_as_fields else FLAGS
         return [path for path in self._ring.slots if not path.startswith(".") and path not in hidden]
 
+    def columns(self) -> list[str]:
+        """Names of what each trajectory has one value of."""
+        own = ["env"] if self._flags_as_fields else ["env", *FLAGS]
+        return own + [path[len(COLUMN) :] for path in self._ring.slots if path.startswith(COLUMN)]
+
     def has_boundary(self, path: str) -> bool:
         """Whether a field has a row after the last step."""
         return any(path == name or path.startswith(f"{name}/") for name in self._boundary)
