@@ -94,7 +94,7 @@ def test_rows_appended_during_the_commit_that_unpacks_their_field_are_moved_too(
         first[0, 0, 0] = 0
         writer.append({"image": first})
         writer.commit()
-        check, odd = writer._session.check, frames(0.3333, 5)
+        check, odd = writer._session.check, frames(0.1235, 5)
 
         def appending() -> None:
             """The commit has made its cut; rows that fit follow, then such as do not."""

@@ -496,9 +496,14 @@ class Ingest:
         if replaced is None:
             return target
         path = next(path for path, spec in cut.schema.fields.items() if spec.array == array)
-        replaced.flush(end)
-        unpack(replaced, target, cut.schema.fields[path], end)
         with self._lock:
+            # Rows after the cut may have been packed too: none may come meanwhile, and all must have been encoded.
+            jobs = appender.freeze()
+            wait(jobs)
+            for job in jobs:
+                job.result()
+            replaced.flush(appender.row)
+            unpack(replaced, target, cut.schema.fields[path], appender.row)
             appender.replaced = None
             self._appenders[target.layout.path] = self._appenders.pop(array)
             self.schema = _moved(self.schema, path, target.layout.path)
