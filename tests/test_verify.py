@@ -15,6 +15,7 @@ import pytest
 import trajstore
 from trajstore.damage import Damage, StoreReport
 from trajstore.errors import CorruptionError, NotFoundError, UnsupportedFormatError
+from trajstore.manifest import root_checksum
 from trajstore.verify import verify
 
 
@@ -180,6 +181,7 @@ def test_a_store_that_was_never_committed_is_none(tmp_path: Path) -> None:
 def edit(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
     root = json.loads((store / "zarr.json").read_text())
     change(root["attributes"]["trajstore"])
+    root["attributes"]["trajstore"]["crc32c"] = root_checksum(root)
     (store / "zarr.json").write_text(json.dumps(root))
 
 
@@ -201,6 +203,17 @@ def test_a_forged_number_of_trajectories_costs_neither_time_nor_memory(store: Pa
     edit(store, lambda body: body["sets"].update(rows=[[0, 1 << 60]]))
     report = only(store)
     assert {damage.kind for damage in report.damages} >= {"count", "lost"}
+
+
+def test_a_manifest_that_was_changed_is_found_whatever_the_change(store: Path) -> None:
+    """Though the text is JSON still, and all it says is possible."""
+    data = (store / "zarr.json").read_bytes()
+    for old, new in ((b'"target":null', b'"target":9999'), (b'"number":', b'"number":1'), (b'"id"', b'"Id"')):
+        assert old in data
+        (store / "zarr.json").write_bytes(data.replace(old, new, 1))
+        assert [damage.kind for damage in only(store).damages] == ["manifest"]
+    (store / "zarr.json").write_text(json.dumps(json.loads(data), indent=2))
+    assert only(store).ok  # laid out anew, and nothing else
 
 
 def test_metadata_ahead_of_the_manifest_is_found_and_behind_is_not(store: Path) -> None:

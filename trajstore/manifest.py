@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from trajstore.checksum import crc32c
 from trajstore.encoding import array_attributes, set_layout
 from trajstore.errors import CorruptionError, FormatError, UnsupportedFormatError
 from trajstore.intervals import IntervalSet
@@ -131,6 +132,7 @@ class Manifest:
         }
         root = group_metadata({**self.attributes, "trajstore": body})
         root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": self.children()}
+        body["crc32c"] = root_checksum(root)
         return json.dumps(root, allow_nan=False, separators=(",", ":")).encode()
 
     @classmethod
@@ -187,6 +189,13 @@ class Manifest:
                 f"the manifest {place} is damaged: {error}",
                 hint="it was not touched; `trajstore repair` lists the older manifests that can be opened",
             ) from error
+
+
+def root_checksum(root: Mapping[str, Any]) -> str:
+    """CRC-32C (eight hex digits) of what a root ``zarr.json`` says of the store, however it is laid out as text."""
+    body = {name: value for name, value in root["attributes"]["trajstore"].items() if name != "crc32c"}
+    said = [body, root["consolidated_metadata"]["metadata"]]
+    return f"{crc32c(json.dumps(said, sort_keys=True, separators=(',', ':')).encode()):08x}"
 
 
 def _parse(data: bytes, place: str) -> Any:

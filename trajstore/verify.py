@@ -18,7 +18,7 @@ from trajstore.encoding import set_layout
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, StorageError, UnsupportedFormatError
 from trajstore.intervals import IntervalSet
 from trajstore.layout import COMMITS, PRIVATE, ROOT, SEALS, STEPS, TABLE, ArrayLayout, is_temporary, metadata_key
-from trajstore.manifest import Manifest, Shard, StoredSet
+from trajstore.manifest import Manifest, Shard, StoredSet, root_checksum
 from trajstore.seals import load_seals
 from trajstore.shardcheck import Fault, check_shard
 from trajstore.snapshot import Snapshot
@@ -254,15 +254,28 @@ class _StoreCheck:
 def _manifest(storage: Storage) -> Manifest:
     """The manifest; ``CorruptionError`` for all that is wrong with it but absence and a newer format."""
     try:
-        return read_manifest(storage)
-    except (CorruptionError, UnsupportedFormatError):
-        raise
+        data = storage.read(ROOT)
+        _check_root(data)
+        return Manifest.from_bytes(data, storage.describe(ROOT))
     except NotFoundError as error:
         if any(storage.list(folder) for folder in (COMMITS, STEPS, TABLE)):
             raise CorruptionError("the manifest is missing, and the rest of the store is there") from error
+        return read_manifest(storage)  # raises, and says what lies there instead
+    except (CorruptionError, UnsupportedFormatError):
         raise
     except (FormatError, StorageError) as error:
         raise CorruptionError(error.message) from error
+
+
+def _check_root(data: bytes) -> None:
+    """Raise ``CorruptionError`` for a root that does not match the checksum that it holds."""
+    try:
+        root = json.loads(data)
+        found, expected = root["attributes"]["trajstore"].get("crc32c"), root_checksum(root)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return  # parsing it will say what it is
+    if found is not None and found != expected:
+        raise CorruptionError("the manifest does not match its crc32c")
 
 
 def _compare(storage: Storage, key: str, expected: dict[str, Any]) -> str:
