@@ -197,6 +197,21 @@ def test_a_resumed_buffer_draws_what_it_would_have_drawn(tmp_path: Path, kind: d
         assert [buffer.sample(16)["index"].tolist() for _ in range(4)] == expected
 
 
+@pytest.mark.parametrize("kind", [{}, {"priorities": Priorities()}])
+def test_a_saved_buffer_draws_the_same(tmp_path: Path, kind: dict[str, Any]) -> None:
+    with filled(tmp_path / "s", 8, capacity=5, seed=8, fresh="memory", **kind) as buffer:
+        if kind:
+            buffer.update_priorities(buffer.sample(30)["index"], np.arange(30.0))
+        buffer.save(tmp_path / "saved")
+        assert trajstore.open(tmp_path / "saved").table["level"].tolist() == [3, 4, 5, 6, 7]
+        expected = [buffer.sample(20)["action"].tolist() for _ in range(3)]
+        with pytest.raises(FileExistsError):
+            buffer.save(tmp_path / "saved")
+    with ReplayBuffer(tmp_path / "saved", **kind) as saved:
+        assert [saved.sample(20)["action"].tolist() for _ in range(3)] == expected
+        saved.add(episode(9), level=0.0)
+
+
 def test_priorities_of_trajectories_that_came_later(tmp_path: Path) -> None:
     with filled(tmp_path / "s", 2, priorities=Priorities(alpha=1, epsilon=0), fresh="memory") as buffer:
         buffer.update_priorities(np.arange(20), 0.25)

@@ -18,6 +18,7 @@ from trajstore.cache import ChunkCache
 from trajstore.cutting import Cut, Shape
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError, StateError
+from trajstore.merge import merge
 from trajstore.replayindex import LiveIndex
 from trajstore.sampler import below, key, uniform
 from trajstore.samples import CutSamples
@@ -404,6 +405,23 @@ class ReplayBuffer:
         number = self.writer.commit()
         self.refresh()
         return number
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Make a new store of what can be sampled now, with the state: a buffer opened on it draws what this one would.
+
+        Shard files are shared with this store where the file system can, so it costs hardly any bytes; what either
+        does later does not touch the other. Raises ``AlreadyExistsError`` if there is something at ``path``.
+        """
+        with self._guard:
+            self.commit()
+            merge(self.writer.path, path, provenance=False)
+            state = dict(self.writer.state)
+            state[STATE] = mine = dict(state[STATE])
+            if "priorities" in mine:
+                ids = np.arange(len(self), dtype=np.int64)  # as the new store counts them
+                mine["priorities"] = {**mine["priorities"], "ids": zlib.compress(ids.tobytes())}
+            with create(path, resume=True, commit_every=None, handle_signals=False) as writer:
+                writer.state = state
 
     def close(self) -> None:
         """Commit and release the store."""
