@@ -288,14 +288,19 @@ def test_every_command_says_what_it_does_and_gives_an_example(name: str) -> None
     command = main.get_command(GROUP, name)
     assert command is not None and command.name == name
     assert (command.help or "").splitlines()[0] == COMMANDS[name][1]
-    assert "--json" in result.stdout
+    inside = command.commands if isinstance(command, click.Group) else {}
+    assert inside or "--json" in result.stdout
+    for part in inside:
+        example = cli(name, part, "--help").stdout.partition("Example:\n")[2]
+        assert f"trajstore {name} {part}" in example
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_with_dashes_are_known_with_underscores_too(name: str) -> None:
     command = main.get_command(GROUP, name)
     assert command is not None
-    for parameter in command.params:
+    inside = list(command.commands.values()) if isinstance(command, click.Group) else []
+    for parameter in [parameter for each in [command, *inside] for parameter in each.params]:
         for flag in parameter.opts:
             if flag.startswith("--") and "-" in flag[2:]:
                 assert "--" + flag[2:].replace("-", "_") in parameter.opts

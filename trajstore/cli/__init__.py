@@ -26,6 +26,11 @@ COMMANDS = {
     "delete": ("trajstore.cli.delete:delete", "Delete trajectories by one commit; they can be brought back."),
     "undelete": ("trajstore.cli.delete:undelete", "Bring deleted trajectories back."),
     "add-column": ("trajstore.cli.add_column:add_column", "Add a column, or a derived field, to a store."),
+    "ckpt": (
+        "trajstore.cli.checkpoint:checkpoint_group",
+        "List, find, keep, compare and clean up training checkpoints.",
+    ),
+    "runs": ("trajstore.cli.checkpoint:runs_group", "List and compare the runs that trajstore.run.run_dir made."),
     "demo": ("trajstore.cli.demo:demo", "Collect, kill -9, resume, check, slice and export, in under a minute."),
 }
 

@@ -25,6 +25,10 @@ def markdown() -> str:
         command = main.get_command(group, name)
         if command is not None:
             pages += [f"## trajstore {name}\n", _help(command, name, group)]
+        if isinstance(command, click.Group):
+            inside = click.Context(command, parent=group, info_name=name)
+            for part, inner in command.commands.items():
+                pages += [f"### trajstore {name} {part}\n", _help(inner, part, inside)]
     return "\n".join(pages)
 
 

@@ -30,7 +30,7 @@ from trajstore.cli.output import number, print_json, print_pairs, print_table, s
 @option("--cache-mb", type=click.IntRange(min=0), default=64, show_default=True, help="Memory for decoded chunks.")
 @json_option
 def sample(store: str | None, ckpt_dir: str | None, as_json: bool, **given: Any) -> None:
-    """Read batches as a training run would; print their keys and shapes, and how fast they came.
+    """Read batches as training does; print keys, shapes and rates.
 
     \b
     Example:
