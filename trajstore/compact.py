@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,8 @@ from trajstore.layout import ArrayLayout, Codec
 from trajstore.merge import Blueprint, Source, blueprint, gather_sources
 from trajstore.schema import Field
 
-#: Of cold data: whoever reads it reads much of it, and a shard's index is then 8 KiB for every field.
-CHUNK_BYTES, SHARD_BYTES = 64 << 10, 32 << 20
+#: Of cold data: whoever reads it reads much of it, and Zstd finds more in more rows.
+CHUNK_BYTES, SHARD_BYTES = 256 << 10, 32 << 20
 
 
 def compact(
@@ -47,8 +46,8 @@ def compact(
 
     Notes
     -----
-    Deleted trajectories are gone in the new store. Chunk shapes depend on dtype and row shape alone, so compacted
-    stores are merged by linking their files, as live ones are.
+    Deleted trajectories are gone in the new store. Chunk shapes depend on dtype, row shape and these arguments, so
+    compacted stores are merged by linking their files, as live ones are.
     """
     refuse_existing(*located(destination))
     planned = plan_compact(source, codec=codec, chunk_bytes=chunk_bytes, shard_bytes=shard_bytes)
@@ -76,4 +75,4 @@ def cold_layout(spec: Field, codec: Codec, *, chunk_bytes: int, shard_bytes: int
     row = max(spec.stored.itemsize * math.prod(spec.shape), 1)
     chunk = 1 << max((chunk_bytes // row).bit_length() - 1, 0)
     shard = 1 << max((shard_bytes // row).bit_length() - 1, 0)
-    return replace(field_layout(spec, codec), chunk_rows=chunk, shard_rows=max(shard, chunk))
+    return field_layout(spec, codec, (chunk, max(shard, chunk)))

@@ -70,13 +70,13 @@ def _power_of_two(n: int) -> int:
     return 1 << max(n.bit_length() - 1, 0)
 
 
-def field_layout(spec: Field, codec: Codec) -> ArrayLayout:
-    """The layout of a field's array, as its rule stores it.
+def field_layout(spec: Field, codec: Codec, shape: tuple[int, int] | None = None) -> ArrayLayout:
+    """The layout of a field's array, as its rule stores it. shape : rows in a chunk and a shard, if not the usual ones.
 
     A chunk is one Blosc block unless the codec names a size: chunks are decoded whole in any case, and Zstd finds what
     one frame shares with the next only within a block.
     """
-    chunk, shard = chunk_shape(spec.stored, spec.shape, codec)
+    chunk, shard = shape or chunk_shape(spec.stored, spec.shape, codec)
     layout = ArrayLayout(spec.array, spec.stored, spec.shape, chunk, shard, codec, str(spec.clock))
     if codec.blocksize or layout.chunk_bytes > _BLOCK:
         return layout
@@ -214,8 +214,9 @@ def packer(dtype: str, rule: Rule) -> Pack:
 def _pack_float16(table: np.ndarray[Any, Any], divisor: int) -> Pack:
     """A packer of float16 by its bits; ``table`` are those of the 256 values that the rule can store.
 
-    Shifted left by 13, the bits of a finite positive float16 are those of a float32 that is 2**112 times smaller. So the
-    code comes by one multiplication, and it is right if what it stands for lies within half a float16 step of the value.
+    Shifted left by 13, the bits of a finite positive float16 are those of a float32 that is 2**112 times smaller. So
+    the code comes by one multiplication, and it is right if what it stands for lies within half a float16 step of the
+    value.
     """
     scale, back = np.float32(divisor * 2.0**112), np.float32(2.0**-112 / divisor)
     highest, half = int(table.max()), 1 << 12

@@ -13,7 +13,7 @@ from trajstore.cli.planned import show_fields, show_plan
 @click.argument("source")
 @click.argument("destination")
 @option("--codec", type=click.Choice(["fast", "balanced", "small"]), default="small", help="By default small.")
-@option("--chunk-bytes", type=click.IntRange(min=1), metavar="N", help="Raw bytes of a chunk; by default 65536.")
+@option("--chunk-bytes", type=click.IntRange(min=1), metavar="N", help="Raw bytes of a chunk; by default 262144.")
 @option("--shard-bytes", type=click.IntRange(min=1), metavar="N", help="Raw bytes of a file; by default 33554432.")
 @option("--dry-run", "dry_run", is_flag=True, help="Print the plan and its bytes; write nothing.")
 @progress_option
