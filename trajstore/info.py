@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from trajstore.dataset import Dataset, Place, open
-from trajstore.layout import LOCK, column_array
-from trajstore.manifest import MAJOR, MINOR
+from trajstore.layout import LOCK, SEALS, SETS, column_array
+from trajstore.manifest import MAJOR, MINOR, StoredSet
 from trajstore.progress import Progress
 from trajstore.schema import CODED, Field
 from trajstore.seals import load_seals
@@ -198,10 +198,15 @@ def info(path: Place | Sequence[Place]) -> Info:
 def _shards(snapshot: Snapshot) -> dict[str, list[int]]:
     """The committed length of each shard file, by array."""
     lengths: dict[str, list[int]] = {}
-    sealed = [(path, shard) for (path, _), shard in load_seals(snapshot.storage, snapshot.manifest).items()]
-    for path, shard in [*sealed, *snapshot.manifest.tails.items()]:
-        if path in snapshot.manifest.arrays:
+    manifest = snapshot.manifest
+    shards = [(path, shard) for (path, _), shard in load_seals(snapshot.storage, manifest).items()]
+    shards += [*manifest.tails.items(), *((SEALS, shard) for shard in manifest.seals)]
+    for path, shard in shards:
+        if path in manifest.arrays:
             lengths.setdefault(path, []).append(shard.length)
+    for name, stored in manifest.sets.items():
+        if isinstance(stored, StoredSet):
+            lengths[f"{SETS}/{name}"] = [shard.length for shard in stored.shards]
     return lengths
 
 
