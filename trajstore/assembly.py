@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from trajstore.encoding import clock_layout, column_layout
 from trajstore.errors import AlreadyExistsError
 from trajstore.index import spans
 from trajstore.intervals import IntervalSet
-from trajstore.layout import LOCK, PRIVATE, SEALS, ArrayLayout, temporary
+from trajstore.layout import LOCK, PRIVATE, SEALS, ArrayLayout, metadata_key, temporary
 from trajstore.manifest import Commit, Manifest, Shard
 from trajstore.plan import PART, START, STOP, TARGET, Encoded, Linked, Plan
 from trajstore.schema import Column, Schema
@@ -153,19 +154,19 @@ def build(
     folders = _make_folders(storage, [*arrays, SEALS])
     with ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="trajstore-disk") as disk:
         tell(0)
+        writing = [write_table(storage, layout, values, disk) for layout, values in tables]
         shards = _link(storage, plan, link, disk, tell)
         common = _Encoding(storage, plan.snapshots)
         made = run(_encode, plan.encoded, common, client=client, report=lambda done: tell(len(plan.linked) + done))
         shards += [(task.layout.path, shard) for task, shard in zip(plan.encoded, made)]
-        for layout, values in tables:
-            shards += [(layout.path, shard) for shard in write_table(storage, layout, values, disk)]
+        shards += [entry for written in writing for entry in written()]
         manifest = _manifest(session, plan, contents, schema, arrays, shards, disk)
-    for folder in folders:
-        storage.sync_folder(folder)
-    session.publish(manifest)
-    session.write_children()
-    for folder in folders:  # the names of the children's own metadata
-        storage.sync_folder(folder)
+        # Nobody sees any of it before the folder gets its name: all must be durable by then, in whatever order.
+        children = [disk.submit(_write_child, storage, *child) for child in manifest.children().items()]
+        session.publish(manifest)
+        for child in children:
+            child.result()
+        list(disk.map(storage.sync_folder, folders))
     return manifest
 
 
@@ -241,15 +242,22 @@ def _reader(snapshot: Snapshot, path: str, plainly: bool) -> Any:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def write_table(storage: Storage, layout: ArrayLayout, values: np.ndarray[Any, Any], disk: Executor) -> list[Shard]:
-    """Write an array of the table whole, ``values`` (n, *row_shape)."""
+def write_table(
+    storage: Storage, layout: ArrayLayout, values: np.ndarray[Any, Any], disk: Executor
+) -> Callable[[], list[tuple[str, Shard]]]:
+    """Begin to write an array of the table whole, ``values`` (n, *row_shape); call the result for its shards."""
 
     def write(first: int) -> Shard:
         rows, size = values[first : first + layout.shard_rows], layout.chunk_rows
         chunks = ((at // size, rows[at : at + size]) for at in range(0, len(rows), size))
         return write_shard(storage, layout, first // layout.shard_rows, chunks)
 
-    return list(disk.map(write, range(0, len(values), layout.shard_rows)))
+    written = disk.map(write, range(0, len(values), layout.shard_rows))
+    return lambda: [(layout.path, shard) for shard in written]
+
+
+def _write_child(storage: Storage, path: str, metadata: dict[str, Any]) -> None:
+    storage.write(metadata_key(path), [json.dumps(metadata, allow_nan=False, separators=(",", ":")).encode()])
 
 
 # -- the commit --------------------------------------------------------------------------------------------------------

@@ -69,11 +69,11 @@ def add_column(
         table[rows[: len(found)]] = _exactly(name, found, layout.dtype)
         amendment.storage.remove(layout.path)  # what an attempt before this one left, which no commit names
         amendment.storage.make_folder(layout.path)
-        shards = write_table(amendment.storage, layout, table, amendment.disk)
+        shards = write_table(amendment.storage, layout, table, amendment.disk)()
         amendment.commit(
             schema=schema,
             arrays={layout.path: (layout, len(table))},
-            shards=[(layout.path, shard) for shard in shards],
+            shards=shards,
         )
 
 
