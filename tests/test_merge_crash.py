@@ -12,7 +12,7 @@ import pytest
 import trajstore
 from tests.campaign.disk import CHANGES, SYNCS, Disk, Image, Tapped
 from tests.campaign.images import Replay
-from trajstore import assembly, encoding
+from trajstore import assembly, encoding, tasks
 from trajstore.delete import delete
 from trajstore.derive import ReturnsToGo, add_column, add_field
 from trajstore.errors import AlreadyExistsError, NotFoundError
@@ -32,7 +32,7 @@ def small_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in sizes.items():
         monkeypatch.setattr(encoding, name, value)
     monkeypatch.setattr(assembly, "_DISK_THREADS", 1)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(tasks, "_THREADS", 1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no Dask
 
 

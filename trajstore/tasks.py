@@ -15,6 +15,8 @@ Task = TypeVar("Task")
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 
+_THREADS = 2 * (os.cpu_count() or 1)  # a task encodes a shard, then waits for the disk
+
 #: Called with the number of tasks done, one call at a time.
 Report = Callable[[int], None]
 
@@ -45,9 +47,12 @@ def run(
     get = None
     if client is None and importlib.util.find_spec("dask") is not None:
         import dask.base
+        import dask.config
         import dask.threaded
 
-        get = dask.base.get_scheduler() or dask.threaded.get  # type: ignore[no-untyped-call]
+        get = dask.base.get_scheduler()  # type: ignore[no-untyped-call]
+        if get is None:
+            get = partial(dask.threaded.get, num_workers=dask.config.get("num_workers", _THREADS))
         owner = getattr(get, "__self__", None)  # an open client sets its own method as the scheduler
         client = owner if hasattr(owner, "submit") else None
     if client is not None:
@@ -57,7 +62,7 @@ def run(
     if get is not None:
         graph = {("trajstore", i): (partial(counted, call),) for i, call in enumerate(calls)}
         return list(get(graph, list(graph)))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         futures = [pool.submit(counted, call) for call in calls]
         try:
             return [future.result() for future in futures]
