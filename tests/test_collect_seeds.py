@@ -65,6 +65,37 @@ def test_what_a_dead_collector_did_not_commit_is_handed_out_again(tmp_path: Path
         assert SeedDispenser(again, range(14), block=99).take(100).tolist() == [12, 13, 2, 3, *range(4, 12)]
 
 
+def test_nobody_waits_for_seeds_that_are_stored(tmp_path: Path) -> None:
+    """Two collectors that have finished, and are both still open."""
+    writers = [trajstore.create(tmp_path / "run", part=f"rank{i}", commit_every=None) for i in range(2)]
+    dispensers = [SeedDispenser(writer, range(8), block=4, wait=True, poll=0.01) for writer in writers]
+    for writer, dispenser in zip(writers, dispensers):
+        writer.mark_attempted(dispenser.take(4).tolist())
+        writer.commit()
+    assert [dispenser.take(1).tolist() for dispenser in dispensers] == [[], []]
+    for writer in writers:
+        writer.close()
+
+
+def test_a_collector_that_commits_and_ends_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers = [trajstore.create(tmp_path / "run", part=f"rank{i}", commit_every=None) for i in range(3)]
+    dispensers = [SeedDispenser(writer, range(8), block=4) for writer in writers]
+    for writer, dispenser in zip(writers[:2], dispensers):
+        for seed in dispenser.take(4).tolist():
+            writer.append({"x": np.zeros(1)}, seed=seed)
+    is_over = SeedDispenser._is_over
+
+    def last_moment(self: SeedDispenser, part: str, session: str) -> bool:
+        writers[int(part[-1])].close()
+        return is_over(self, part, session)
+
+    monkeypatch.setattr(SeedDispenser, "_is_over", last_moment)
+    assert dispensers[2].take(8).tolist() == []
+    writers[2].close()
+
+
 def test_the_same_rank_goes_on_where_it_was(tmp_path: Path) -> None:
     for session in range(5):
         writer = trajstore.create(tmp_path / "run", part="rank0", resume=session > 0, commit_every=None)

@@ -124,23 +124,18 @@ class SeedDispenser:
                 seeds = self._seeds_of(block) - self._done
                 if self._follow(block, 0) and seeds:
                     return seeds
-        dead: dict[tuple[str, str], bool] = {}
-        done = None
-        for block, generation in sorted(newest.items()):
-            if not (self._seeds_of(block) - self._done):
-                continue
-            part, session = owner = self._owner(block, generation)
-            if owner not in dead:
-                dead[owner] = session != self._writer.session and self._is_over(part, session)
-            if not dead[owner]:
-                self._others_busy |= session != self._writer.session
-                continue
-            if done is None:
-                # Read after its owner was found to be gone: what that committed is all here.
-                done = self._done = self._attempted()
-            seeds = self._seeds_of(block) - done
-            if seeds and self._follow(block, generation + 1):
-                return seeds
+        self._done = self._attempted()
+        open_blocks = {block: gen for block, gen in sorted(newest.items()) if self._seeds_of(block) - self._done}
+        owners = {block: self._owner(block, generation) for block, generation in open_blocks.items()}
+        over = {owner: self._is_over(*owner) for owner in set(owners.values())}
+        self._done = self._attempted()  # once more, after they were found to be gone: all that they committed is here
+        for block, generation in open_blocks.items():
+            seeds = self._seeds_of(block) - self._done
+            if seeds and over[owners[block]]:
+                if self._follow(block, generation + 1):
+                    return seeds
+            elif seeds:
+                self._others_busy |= owners[block][1] != self._writer.session
         return None
 
     # -- claims ----------------------------------------------------------------------------------------------------
@@ -193,6 +188,8 @@ class SeedDispenser:
 
     def _is_over(self, part: str, session: str) -> bool:
         """Whether a writer session can commit nothing more: its part is unlocked, or another session's."""
+        if session == self._writer.session:
+            return False
         store = self._root.child(part)
         if store.holder(LOCK) is None:
             return True
