@@ -16,6 +16,7 @@ import trajstore
 from trajstore.damage import Damage, StoreReport
 from trajstore.errors import CorruptionError, NotFoundError, UnsupportedFormatError
 from trajstore.manifest import root_checksum
+from trajstore.shard import parse_index
 from trajstore.verify import verify
 
 
@@ -55,13 +56,21 @@ def first(report: StoreReport, kind: str) -> Damage:
     return found[0]
 
 
+def index_of(store: Path, array: str, shard: int) -> np.ndarray:
+    """Where the frames of a shard lie in its file, int64 (chunks, 2)."""
+    (snapshot,) = trajstore.open(store).snapshots
+    layout, _ = snapshot.manifest.arrays[array]
+    length = snapshot.storage.size(layout.shard_key(shard))
+    assert length is not None
+    data = snapshot.storage.read(layout.shard_key(shard), length - layout.index_bytes, length)
+    return parse_index(data, layout, length)
+
+
 def frame(store: Path, array: str, chunk: int) -> int:
     """Where a chunk's frame begins in the file that holds it."""
-    reader = trajstore.open(store).snapshots[0].reader(array)
-    shard, inner = divmod(chunk, reader.layout.chunks_per_shard)
-    index = reader._index(shard)
-    assert index is not None
-    return int(index[inner, 0])
+    layout, _ = trajstore.open(store).snapshots[0].manifest.arrays[array]
+    shard, inner = divmod(chunk, layout.chunks_per_shard)
+    return int(index_of(store, array, shard)[inner, 0])
 
 
 def flip(path: Path, offset: int, length: int = 1) -> None:
@@ -346,3 +355,17 @@ def test_a_store_is_verified_while_it_is_written(tmp_path: Path) -> None:
                 writer.commit()
                 report = only(tmp_path / "s", deep=True)
                 assert report.ok and report.trajectories == number + 1
+
+
+def test_a_sealed_hdf5_file_is_verified_too(whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    pytest.importorskip("hdf5plugin")
+    from trajstore.exporters.hdf5 import export_hdf5
+
+    file = tmp_path / "run.h5"
+    export_hdf5(trajstore.open(whole), file)
+    report = only(file, deep=True)
+    assert report.ok and report.trajectories == 65 and 0 < report.bytes < file.stat().st_size
+    flip(file, frame(file, "steps/obs", 0) + 30)
+    (damage,) = only(file).damages
+    assert (damage.kind, damage.field, damage.trajectories[0]) == ("chunk", "obs", 0)

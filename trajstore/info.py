@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from trajstore.dataset import Dataset, Place, open
+from trajstore.hdf5storage import Hdf5Storage
 from trajstore.layout import LOCK, SEALS, SETS, column_array
 from trajstore.manifest import MAJOR, MINOR, StoredSet
 from trajstore.progress import Progress
 from trajstore.schema import CODED, Field
 from trajstore.seals import load_seals
+from trajstore.shard import parse_index
+from trajstore.shardcheck import shards_in_hdf5
 from trajstore.snapshot import Snapshot
 
 
@@ -198,8 +201,14 @@ def info(path: Place | Sequence[Place]) -> Info:
 def _shards(snapshot: Snapshot) -> dict[str, list[int]]:
     """The committed length of each shard file, by array."""
     lengths: dict[str, list[int]] = {}
-    manifest = snapshot.manifest
-    shards = [(path, shard) for (path, _), shard in load_seals(snapshot.storage, manifest).items()]
+    manifest, storage = snapshot.manifest, snapshot.storage
+    if isinstance(storage, Hdf5Storage):
+        for layout, shard in shards_in_hdf5(storage, manifest):
+            key, begins = layout.shard_key(shard.number), shard.length - layout.index_bytes
+            index = parse_index(storage.read(key, begins, shard.length), layout, shard.length)
+            lengths.setdefault(layout.path, []).append(int(index[index[:, 0] >= 0, 1].sum()))
+        return lengths
+    shards = [(path, shard) for (path, _), shard in load_seals(storage, manifest).items()]
     shards += [*manifest.tails.items(), *((SEALS, shard) for shard in manifest.seals)]
     for path, shard in shards:
         if path in manifest.arrays:

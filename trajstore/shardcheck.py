@@ -10,8 +10,9 @@ import numpy as np
 
 from trajstore.checksum import crc32
 from trajstore.errors import CorruptionError, NotFoundError, StorageError
+from trajstore.hdf5storage import Hdf5Storage
 from trajstore.layout import ArrayLayout
-from trajstore.manifest import Shard
+from trajstore.manifest import Manifest, Shard
 from trajstore.shard import check_frame, decode_frame, parse_index
 from trajstore.storage import Storage
 
@@ -33,8 +34,26 @@ class Fault:
     sure: bool = True
 
 
-def check_shard(storage: Storage, layout: ArrayLayout, shard: Shard, *, deep: bool = False) -> tuple[int, list[Fault]]:
-    """The number of chunks in a shard file, and what is wrong with it.
+@dataclass(frozen=True)
+class Checked:
+    """What was found in one shard: chunks, the bytes of their frames, and what is wrong."""
+
+    chunks: int
+    bytes: int
+    faults: list[Fault]
+
+
+def shards_in_hdf5(storage: Hdf5Storage, manifest: Manifest) -> Iterator[tuple[ArrayLayout, Shard]]:
+    """The shards of a sealed HDF5 file, which names none of them."""
+    for layout, rows in manifest.arrays.values():
+        for number in range(-(-rows // layout.shard_rows)):
+            length = storage.size(layout.shard_key(number))
+            if length is not None:
+                yield layout, Shard(number, length, 0)
+
+
+def check_shard(storage: Storage, layout: ArrayLayout, shard: Shard, *, deep: bool = False) -> Checked:
+    """Look for what is wrong with a shard file.
 
     Checks presence, length, crc32 of the committed prefix, the index, and crc32c and lengths of every frame; with
     ``deep`` decodes each. Holds a few MiB and one chunk in memory. Raises nothing for damage.
@@ -43,18 +62,19 @@ def check_shard(storage: Storage, layout: ArrayLayout, shard: Shard, *, deep: bo
     first, stop = shard.number * layout.shard_rows, (shard.number + 1) * layout.shard_rows
     size = storage.size(key)
     if size is None:
-        return 0, [Fault("missing", first, stop, "the file is missing", key)]
+        return Checked(0, 0, [Fault("missing", first, stop, "the file is missing", key)])
     if size < shard.length or shard.length < layout.index_bytes:
         message = f"{size} bytes, {shard.length} were committed: cut short, or an older version put back"
-        return 0, [Fault("short", first, stop, message, key)]
+        return Checked(0, 0, [Fault("short", first, stop, message, key)])
     try:
-        whole = _prefix_crc(storage, key, shard.length) == shard.crc32
+        # A shard of an HDF5 file is no run of bytes; the file has checksums of its chunks, and no other.
+        whole = isinstance(storage, Hdf5Storage) or _prefix_crc(storage, key, shard.length) == shard.crc32
         index = parse_index(storage.read(key, shard.length - layout.index_bytes, shard.length), layout, shard.length)
         faults = _bad_frames(storage, layout, key, index, first, deep)
     except CorruptionError as error:
-        return 0, [Fault("index", first, stop, error.message, key)]
+        return Checked(0, 0, [Fault("index", first, stop, error.message, key)])
     except (StorageError, NotFoundError) as error:
-        return 0, [Fault("unreadable", first, stop, error.message, key)]
+        return Checked(0, 0, [Fault("unreadable", first, stop, error.message, key)])
     if not whole and not faults:
         message = "bytes that no chunk uses have changed: the file does not match its crc32, and every chunk is whole"
         faults.append(Fault("checksum", first, first, message, key))
@@ -64,7 +84,7 @@ def check_shard(storage: Storage, layout: ArrayLayout, shard: Shard, *, deep: bo
         faults.append(
             Fault("lost", start, first + run_stop * layout.chunk_rows, "no chunk holds these rows", key, sure=False)
         )
-    return int(held.sum()), faults
+    return Checked(int(held.sum()), int(index[held, 1].sum()), faults)
 
 
 def _prefix_crc(storage: Storage, key: str, length: int) -> int:

@@ -16,11 +16,12 @@ from trajstore.damage import Damage, Report, StoreReport
 from trajstore.dataset import Place, stores
 from trajstore.encoding import set_layout
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, StorageError, UnsupportedFormatError
+from trajstore.hdf5storage import Hdf5Storage
 from trajstore.intervals import IntervalSet
 from trajstore.layout import COMMITS, PRIVATE, ROOT, SEALS, STEPS, TABLE, ArrayLayout, is_temporary, metadata_key
 from trajstore.manifest import Manifest, Shard, StoredSet, root_checksum
 from trajstore.seals import load_seals
-from trajstore.shardcheck import Fault, check_shard
+from trajstore.shardcheck import Fault, check_shard, shards_in_hdf5
 from trajstore.snapshot import Snapshot
 from trajstore.storage import Storage
 from trajstore.tablecheck import TableCheck, nowhere
@@ -72,7 +73,7 @@ def verify(
     places = list(path) if isinstance(path, (list, tuple)) else [path]
     storages = [storage for place in places for storage in stores(place)]
     checks = [_StoreCheck(storage, deep) for storage in storages]
-    total = sum(check.bytes for check in checks)
+    total = sum(check.work for check in checks)
     done = 0
     pool = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="trajstore-verify")
     try:
@@ -99,7 +100,7 @@ class _StoreCheck:
         self.damages: list[Damage] = []
         self.faults: dict[str, list[Fault]] = {}
         self.known: list[tuple[ArrayLayout, Shard]] = []
-        self.chunks = self.steps = 0
+        self.chunks = self.bytes = self.steps = 0
         self.rows = self.live = IntervalSet()
         self.snapshot: Snapshot | None = None
         self.sealed = True
@@ -111,10 +112,6 @@ class _StoreCheck:
 
     def _add(self, kind: str, file: str, message: str, **where: Any) -> None:
         self.damages.append(Damage(kind, self.storage.describe(), file, message, **where))
-
-    @property
-    def bytes(self) -> int:
-        return sum(shard.length for _, shard in self.known)
 
     def _open(self) -> Snapshot:
         """The last commit whose sets can be read; a living writer may remove a superseded one between two reads."""
@@ -136,7 +133,7 @@ class _StoreCheck:
                 continue
             layout = set_layout(stored.name)
             for shard in stored.shards:
-                for fault in check_shard(self.storage, layout, shard, deep=self.deep)[1]:
+                for fault in check_shard(self.storage, layout, shard, deep=self.deep).faults:
                     if fault.sure or fault.start < stored.intervals:
                         yield name, fault.file, fault.message
             try:
@@ -147,6 +144,9 @@ class _StoreCheck:
     def _find_shards(self, snapshot: Snapshot) -> None:
         """What the manifest and the seals say there is."""
         manifest = snapshot.manifest
+        if isinstance(self.storage, Hdf5Storage):
+            self.known = list(shards_in_hdf5(self.storage, manifest))
+            return
         shards = {(SEALS, shard.number): shard for shard in manifest.seals}
         shards |= {(path, shard.number): shard for path, shard in manifest.tails.items()}
         try:
@@ -159,15 +159,24 @@ class _StoreCheck:
         arrays = manifest.arrays
         self.known = [(arrays[path][0], shard) for (path, _), shard in shards.items() if path in arrays]
 
+    @property
+    def work(self) -> int:
+        """Bytes to check; those of an HDF5 file are counted by chunks that may be there."""
+        return sum(self._work(layout, shard) for layout, shard in self.known)
+
+    def _work(self, layout: ArrayLayout, shard: Shard) -> int:
+        return layout.chunks_per_shard if isinstance(self.storage, Hdf5Storage) else shard.length
+
     def shards(self, pool: ThreadPoolExecutor) -> Iterator[int]:
-        """Check every shard; yields the bytes of each that is done."""
+        """Check every shard; yields the work of each that is done."""
         todo = {pool.submit(check_shard, self.storage, *known, deep=self.deep): known for known in self.known}
         for future in as_completed(todo):
             layout, shard = todo.pop(future)
-            chunks, faults = future.result()
-            self.chunks += chunks
-            self.faults.setdefault(layout.path, []).extend(faults)
-            yield shard.length
+            checked = future.result()
+            self.chunks += checked.chunks
+            self.bytes += checked.bytes if isinstance(self.storage, Hdf5Storage) else shard.length
+            self.faults.setdefault(layout.path, []).extend(checked.faults)
+            yield self._work(layout, shard)
 
     def finish(self) -> StoreReport:
         """Check what needs the whole, and report."""
@@ -181,8 +190,9 @@ class _StoreCheck:
                 self.damages += self._table(self.snapshot)
             else:
                 self._report_faults(manifest)
-            self._check_metadata(manifest)
-            figures = self._count_orphans(manifest)
+            if not isinstance(self.storage, Hdf5Storage):
+                self._check_metadata(manifest)
+                figures = self._count_orphans(manifest)
         return StoreReport(
             store=self.storage.describe(),
             commit=self.snapshot.manifest.commit.number if self.snapshot else None,
