@@ -174,6 +174,8 @@ class TableCheck:
             if layout.row_bytes:
                 faults = [*self.faults.get(layout.path, ()), *self._unnamed(layout, length)]
                 pending += [(field, fault, []) for fault in faults]
+        if clock_array(clock) not in manifest.arrays and self.rows and arrays:
+            self._add("table", ROOT, f"the manifest names no array for the clock {clock}", clock=clock)
         end = min((length for _, length in arrays.values()), default=None)
         ascending, reached, steps, read = True, -1, 0, 0
         for rows, pairs in self._blocks(clock_array(clock)):
