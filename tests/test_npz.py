@@ -261,7 +261,7 @@ def test_random_columns_come_as_numpy_gives_them(tmp_path: Path) -> None:
         max_leaves=8,
     )
 
-    @hypothesis.settings(max_examples=300, deadline=None)
+    @hypothesis.settings(max_examples=150, deadline=None)
     @hypothesis.given(st.lists(values, max_size=6), st.sampled_from([2, 3, 4, 5]))
     def check(column: list[Any], protocol: int) -> None:
         save_with_protocol(tmp_path / "a.npz", objects(column), protocol)
@@ -603,14 +603,14 @@ from trajstore.npz import NpzReader, NpzWriter
 base = np.random.default_rng(0).integers(0, 2, (256, 3, 64, 64), np.uint8).astype(np.float16)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with NpzWriter(sys.argv[1], compress=False) as out:
-    out.objects("a", 80, (base for _ in range(80)))
+    out.objects("a", 40, (base for _ in range(40)))
 rows = sum(len(a) for a in NpzReader(sys.argv[1]).iterate("a"))
 print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
 def test_memory_is_bounded_by_the_largest_element(tmp_path: Path) -> None:
-    """480 MB in elements of 6 MB: written and read in a small multiple of one."""
+    """240 MB in elements of 6 MB: written and read in a small multiple of one."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "a.npz")],
         capture_output=True,
@@ -619,5 +619,5 @@ def test_memory_is_bounded_by_the_largest_element(tmp_path: Path) -> None:
         check=True,
     )
     rows, kib = map(int, done.stdout.split())
-    assert rows == 80 * 256
+    assert rows == 40 * 256
     assert kib < 100_000

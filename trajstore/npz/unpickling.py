@@ -430,8 +430,7 @@ class _Memo:
         self._start = 0
 
     def put(self, key: int, value: Any) -> None:
-        if key not in self._values:
-            self.count += 1
+        self.count = max(self.count, key + 1)
         self._values[key] = value
         if self._kept_bytes < _KEPT_BYTES and self._is_common(value):
             self._kept_bytes += 100
@@ -448,17 +447,17 @@ class _Memo:
             self._fresh.append(key)
 
     def get(self, key: int) -> Any:
-        try:
-            value = self._values[key]
-            if key not in self._recurring and self._kept_bytes < _KEPT_BYTES and sys.getsizeof(value) < _SMALL:
-                self._recurring.add(key)  # what is referred to once may be again
-                self._kept_bytes += sys.getsizeof(value)
-            return value
-        except KeyError:
+        _require(key < self.count, "a reference to what was not there")
+        if key not in self._values:
             raise NotStreamableError(
-                f"{self._stream.place} refers back to an object more than {_MEMO_BYTES >> 20} MiB behind",
-                hint=_WHOLE,
-            ) from None
+                f"{self._stream.place} refers back to an object more than {_MEMO_BYTES >> 20} MiB behind", hint=_WHOLE
+            )
+        value = self._values[key]
+        size = sys.getsizeof(value)
+        if size < _SMALL and self._kept_bytes < _KEPT_BYTES and key not in self._recurring:
+            self._recurring.add(key)  # what is referred to once may be again
+            self._kept_bytes += size
+        return value
 
     def element_ended(self) -> None:
         """Account what the element left here to it, and let go of the oldest elements' beyond the bound."""
