@@ -14,6 +14,9 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _DEAD_IN_MEMORY = 2  # a piece is rewritten when less than one row in so many is still wanted
 _DEAD_ON_DISK = 4
+# Episodes that hardly ever end leave a few rows in each of many pieces: neighbours are joined while they are small.
+_PIECES = 16
+_JOINED_BYTES = 8 << 20
 
 
 class _Piece:
@@ -41,6 +44,13 @@ class _Piece:
     def nbytes(self) -> int:
         return sum(rows.nbytes for rows in self.rows.values()) if self.rows is not None else 0
 
+    def kinds(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Dtype and row shape of each field."""
+        if self.rows is not None:
+            return {path: (rows.dtype, rows.shape[1:]) for path, rows in self.rows.items()}
+        assert self.spilled is not None
+        return self.spilled.kinds()
+
     def take(self, path: str, index: Ints) -> Array:
         if self.rows is not None:
             return self.rows[path].take(index, axis=0)
@@ -65,11 +75,11 @@ class Remains:
         self.limit = limit
         self.memory_bytes = 0
         self.peak_bytes = 0
-        self.spilled_rows = 0
         self._num_envs = num_envs
         self._make_log = log
         self._log: SpillLog | None = None
         self._pieces: list[_Piece] = []
+        self._row_bytes = 1
 
     def add(self, first: int, stop: int, envs: Ints, begin: Ints, rows: Mapping[str, Array]) -> None:
         """Take rows of steps ``[first, stop)``: those of each of ``envs`` from ``begin`` on, one env's together."""
@@ -77,6 +87,9 @@ class Remains:
         piece.rows = dict(rows)
         self._pieces.append(piece)
         self._count(piece.nbytes)
+        self._row_bytes = max(piece.nbytes // max(piece.total, 1), 1)
+        if len(self._pieces) > _PIECES:
+            self._join()
         while self.memory_bytes > self.limit:
             self._spill(next(piece for piece in self._pieces if piece.rows is not None))
 
@@ -104,7 +117,7 @@ class Remains:
                 self._forget(piece)
                 continue
             if piece.live * (_DEAD_IN_MEMORY if piece.rows is not None else _DEAD_ON_DISK) < piece.total:
-                self._rewrite(piece)
+                piece = self._rewrite(piece)
             kept.append(piece)
         self._pieces = kept
 
@@ -143,18 +156,40 @@ class Remains:
         self._count(-piece.nbytes)
         piece.rows, piece.spilled = None, spilled
 
-    def _rewrite(self, piece: _Piece) -> None:
-        """Leave out the rows that nobody wants any more."""
-        envs = np.flatnonzero(piece.offset >= 0)
-        count = piece.count[envs]
-        offset = np.cumsum(count) - count
-        index = np.repeat(piece.offset[envs] - offset, count) + np.arange(piece.live)
-        paths = list(piece.rows) if piece.rows is not None else piece.spilled.paths if piece.spilled else []
-        rows = {path: piece.take(path, index) for path in paths}
-        self._forget(piece)
-        on_disk = piece.spilled is not None
-        piece.rows, piece.spilled, piece.total = rows, None, piece.live
-        piece.offset[envs] = offset
-        self._count(piece.nbytes)
-        if on_disk:
-            self._spill(piece)
+    def _rewrite(self, piece: _Piece) -> _Piece:
+        """The same piece without the rows that nobody wants any more."""
+        return self._replace(piece.first, piece.stop, [piece])
+
+    def _join(self) -> None:
+        """Make one piece of two neighbours, the smallest there are, unless they are large."""
+        live = [piece.live for piece in self._pieces]
+        i = min(range(len(live) - 1), key=lambda i: live[i] + live[i + 1])
+        pair = self._pieces[i : i + 2]
+        if (live[i] + live[i + 1]) * self._row_bytes <= _JOINED_BYTES:
+            self._pieces[i : i + 2] = [self._replace(pair[0].first, pair[1].stop, pair)]
+
+    def _replace(self, first: int, stop: int, pieces: list[_Piece]) -> _Piece:
+        """A new piece with the live rows of neighbours. Whose rows begin in one of them go on in the next."""
+        envs = np.flatnonzero(pieces[-1].offset >= 0)
+        counts = np.stack([np.where(piece.offset[envs] >= 0, piece.count[envs], 0) for piece in pieces])
+        begin = np.where(counts[0] > 0, pieces[0].begin[envs], pieces[-1].begin[envs])
+        total = counts.sum(axis=0)
+        joined = _Piece(first, stop, envs, begin, total, self._num_envs)
+        starts = np.cumsum(total) - total
+        rows = {}
+        for path, (dtype, shape) in pieces[0].kinds().items():
+            out = rows[path] = np.empty((int(total.sum()), *shape), dtype)
+            at = starts.copy()
+            for piece, count in zip(pieces, counts):
+                held = np.cumsum(count) - count
+                index = np.arange(int(count.sum()))
+                taken = piece.take(path, np.repeat(piece.offset[envs] - held, count) + index)
+                out[np.repeat(at - held, count) + index] = taken
+                at += count
+        joined.rows = rows
+        for piece in pieces:
+            self._forget(piece)
+        self._count(joined.nbytes)
+        if any(piece.spilled is not None for piece in pieces):
+            self._spill(joined)
+        return joined

@@ -109,9 +109,9 @@ class Spilled:
         self._base = base
         self._places = places
 
-    @property
-    def paths(self) -> list[str]:
-        return list(self._places)
+    def kinds(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Dtype and row shape of each field."""
+        return {path: (dtype, shape[1:]) for path, (dtype, shape, _, _) in self._places.items()}
 
     def take(self, path: str, rows: Ints) -> Array:
         """Rows of a field by number: (n, *shape). Raises ``CorruptionError`` for a frame that is damaged."""
