@@ -130,6 +130,8 @@ def held(bench: Bench) -> Iterator[Claim]:
     ckpts = Checkpoints(bench.scratch("held") / "c", keep_last=2, on_signal="ignore")
     lazy = Checkpoints(bench.scratch("held-lazy") / "c", keep_last=2, on_signal="ignore")
     lazy.stage_lazily(training.optimizer)
+    for one in (ckpts, lazy):
+        one.prepare(training.parts())
     step = iter(range(1_000_000))
     memory = np.empty(size, np.uint8)
     source = np.random.default_rng(0).integers(0, 255, size, np.uint8)

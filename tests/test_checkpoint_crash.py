@@ -312,7 +312,7 @@ def examine(disk, point, pool):
 
 
 def explore(mutant, budget, saves=7):
-    disk, rng, pool = Disk(mutant), random.Random(0), Pool(1)
+    disk, rng, pool = Disk(mutant), random.Random(0), Pool(0)
     workload(disk, saves)
     seen, checked = set(), 0
     for point in disk.points:

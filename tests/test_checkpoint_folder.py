@@ -82,7 +82,7 @@ def test_every_flipped_bit_is_found(tmp_path):
         )
     files = [file for file in (tmp_path / "c" / "step-000000000001").rglob("*") if file.is_file()]
     assert len(files) == 9
-    flipped, pool = 0, Pool(1)
+    flipped, pool = 0, Pool(0)
     for file in files:
         good = file.read_bytes()
         for bit in range(8 * len(good)):
@@ -332,7 +332,7 @@ def test_a_forked_child_may_not_use_it(tmp_path):
 
 
 class Slow(LocalStorage):
-    """A disk that waits for a gate before each file."""
+    """A disk that waits for a gate before each chunk."""
 
     def __init__(self, root):
         super().__init__(root)
@@ -342,7 +342,7 @@ class Slow(LocalStorage):
         raise TypeError
 
     def write(self, key, pieces, **kwargs):
-        assert self.gate.wait(30)
+        assert not key.endswith("c.0") or self.gate.wait(30)
         super().write(key, pieces, **kwargs)
 
 

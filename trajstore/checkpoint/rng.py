@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from array import array
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ def rng_state() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
-        "python": [version, np.array(internal, np.uint32), gauss],
+        "python": [version, np.frombuffer(array("I", internal), np.uint32), gauss],
         "numpy": [name, np.array(keys), int(position), int(has_gauss), float(cached)],
     }
     torch = sys.modules.get("torch")

@@ -32,8 +32,16 @@ def import_torch() -> Any:
     return torch
 
 
-def check_tensor(tensor: torch.Tensor, place: str) -> None:
-    """Refuse what has no plain bytes. Raises ``SchemaError`` naming ``place``."""
+_known: dict[Any, tuple[str, int, bool]] = {}
+
+
+def known_dtypes() -> dict[Any, tuple[str, int, bool]]:
+    """``{dtype: (name, bytes of an element, whether it is complex)}`` of the dtypes met so far."""
+    return _known
+
+
+def check_tensor(tensor: torch.Tensor, place: str) -> tuple[str, int, bool]:
+    """Refuse what has no plain bytes; what :func:`known_dtypes` says of its dtype. Raises ``SchemaError``."""
     torch = sys.modules["torch"]
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise SchemaError(
@@ -48,6 +56,8 @@ def check_tensor(tensor: torch.Tensor, place: str) -> None:
         raise SchemaError(f"{place} is a quantised tensor", hint="save its int_repr(), scale and zero point")
     if tensor.is_meta:
         raise SchemaError(f"{place} is a meta tensor: it has no values", hint="materialise the module first")
+    known = _known[tensor.dtype] = (dtype_name(tensor), tensor.itemsize, tensor.is_complex())
+    return known
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
@@ -62,11 +72,10 @@ def dtype_of(name: str) -> torch.dtype:
     return cast("torch.dtype", dtype)
 
 
-def hull(tensor: torch.Tensor, contiguous: bool | None = None) -> tuple[int, int]:
-    """``[start, stop)`` in bytes of its storage between a tensor's first and last element."""
-    size = tensor.itemsize
+def hull(tensor: torch.Tensor, size: int, contiguous: bool) -> tuple[int, int]:
+    """``[start, stop)`` in bytes of its storage between a tensor's first and last element, of ``size`` bytes each."""
     start = int(tensor.storage_offset()) * size
-    if tensor.is_contiguous() if contiguous is None else contiguous:
+    if contiguous:
         return start, start + tensor.numel() * size
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else -1
     return start, start + (last + 1) * size
@@ -136,7 +145,8 @@ class Snapshots:
         spans: dict[int, list[int]] = {}
         plain = [tensor.detach().resolve_conj().resolve_neg() for tensor in tensors]
         for tensor in plain:
-            key, (start, stop) = storage_key(tensor), hull(tensor)
+            key = storage_key(tensor)
+            start, stop = hull(tensor, tensor.itemsize, tensor.is_contiguous())
             span = spans.setdefault(key, [start, stop])
             span[0], span[1] = min(span[0], start), max(span[1], stop)
         total, places = 0, {}

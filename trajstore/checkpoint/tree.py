@@ -94,6 +94,18 @@ class Extent:
         return self.stop - self.start
 
 
+Path_ = Any
+"""Where a walk is: ``None`` at the top, else (where it was, key); written out only for a message."""
+
+
+def show(path: Path_) -> str:
+    """``$.model[0]``."""
+    if path is None:
+        return "$"
+    above, key = path
+    return f"{show(above)}[{key}]" if isinstance(key, int) else f"{show(above)}.{key}"
+
+
 class Flattening:
     """One walk over a state: ``node`` is its structure, ``extents`` what has bytes.
 
@@ -115,28 +127,30 @@ class Flattening:
         self._above: set[int] = set()
         torch = sys.modules.get("torch")
         self._plain_tensor = torch.Tensor if torch is not None else None
+        self._strided = torch.strided if torch is not None else None
+        self._dtypes = tensors.known_dtypes()
         self._section = section or _DEFAULT_SECTION
         if section is None and type(state) in (dict, OrderedDict) and all(type(key) is str for key in state):
             self.node: Any = self._top(state)
         else:
-            self.node = self._node(state, "$")
+            self.node = self._node(state, None)
 
     def _top(self, state: dict[str, Any]) -> Any:
         node: list[Any] = ["dict"]
         if type(state) is OrderedDict:
             metadata = getattr(state, "_metadata", None)
-            node = ["ordered", None if metadata is None else self._node(metadata, "$._metadata")]
+            node = ["ordered", None if metadata is None else self._node(metadata, (None, "_metadata"))]
         for key, value in state.items():
             # A tensor alone makes no section: a module's state dict given as the whole state would make thousands.
             alone = isinstance(value, np.ndarray) or tensors.is_tensor(value)
             self._section = _DEFAULT_SECTION if alone else key
-            node += (key, self._node(value, f"$.{key}"))
+            node += (key, self._node(value, (None, key)))
         return node
 
     def add(self, section: str, value: Any) -> Any:
         """Walk something beside the state, in a section of its own; returns its structure."""
         self._section = section
-        return self._node(value, section)
+        return self._node(value, (None, section))
 
     def finish(self) -> list[Extent]:
         """The extents, each widened to whole elements of its dtype."""
@@ -146,7 +160,7 @@ class Flattening:
                 extent.stop += -extent.size % extent.unit
         return self.extents
 
-    def _node(self, value: Any, path: str) -> Any:
+    def _node(self, value: Any, path: Path_) -> Any:
         kind = type(value)
         if kind in _PLAIN:
             return value
@@ -159,61 +173,62 @@ class Flattening:
             return self._tensor(value, path)
         return self._other(value, kind, path)
 
-    def _container(self, walk: Callable[[Flattening, Any, str], Any], value: Any, path: str) -> Any:
+    def _container(self, walk: Callable[[Flattening, Any, Path_], Any], value: Any, path: Path_) -> Any:
         identity = id(value)
         if identity in self._above:
-            raise SchemaError(f"{path} contains itself")
+            raise SchemaError(f"{show(path)} contains itself")
         self._above.add(identity)
         try:
             return walk(self, value, path)
         finally:
             self._above.discard(identity)
 
-    def _dict(self, value: dict[Any, Any], path: str) -> Any:
+    def _dict(self, value: dict[Any, Any], path: Path_) -> Any:
         node: list[Any] = ["dict"]
         for key, item in value.items():
             node.append(key if type(key) in (str, int) else self._key(key, path))
-            node.append(self._node(item, f"{path}.{key}"))
+            node.append(self._node(item, (path, key)))
         return node
 
-    def _ordered(self, value: OrderedDict[Any, Any], path: str) -> Any:
+    def _ordered(self, value: OrderedDict[Any, Any], path: Path_) -> Any:
         metadata = getattr(value, "_metadata", None)  # what a module's state dict says of its layers' versions
-        node = ["ordered", None if metadata is None else self._node(metadata, f"{path}._metadata")]
+        node = ["ordered", None if metadata is None else self._node(metadata, (path, "_metadata"))]
         return node + self._dict(value, path)[1:]
 
-    def _list(self, value: list[Any], path: str) -> Any:
-        return ["list", *(self._node(item, f"{path}[{i}]") for i, item in enumerate(value))]
+    def _list(self, value: list[Any], path: Path_) -> Any:
+        return ["list", *(self._node(item, (path, i)) for i, item in enumerate(value))]
 
-    def _tuple(self, value: tuple[Any, ...], path: str) -> Any:
-        return ["tuple", *(self._node(item, f"{path}[{i}]") for i, item in enumerate(value))]
+    def _tuple(self, value: tuple[Any, ...], path: Path_) -> Any:
+        return ["tuple", *(self._node(item, (path, i)) for i, item in enumerate(value))]
 
-    def _key(self, key: Any, path: str) -> Any:
+    def _key(self, key: Any, path: Path_) -> Any:
         if isinstance(key, (bool, float, bytes, tuple, type(None), np.generic)):
             return key
         raise SchemaError(
-            f"{path} has a key of type {type(key).__name__}", hint="strings, numbers and tuples can be keys"
+            f"{show(path)} has a key of type {type(key).__name__}", hint="strings, numbers and tuples can be keys"
         )
 
-    def _tensor(self, tensor: Any, path: str) -> Any:
-        tensors.check_tensor(tensor, path)
+    def _tensor(self, tensor: Any, path: Path_) -> Any:
+        known = self._dtypes.get(tensor.dtype)
+        if known is None or tensor.layout is not self._strided or tensor.is_meta:
+            known = tensors.check_tensor(tensor, show(path))
+        dtype, unit, is_complex = known
         flag = None
         if tensor.requires_grad or type(tensor) is not self._plain_tensor:
+            tensors.check_tensor(tensor, show(path))
             flag = [type(tensor).__name__, tensor.requires_grad]
             tensor = tensor.detach()
-        if tensor.is_conj() or tensor.is_neg():
+        if tensor.is_neg() or (is_complex and tensor.is_conj()):
             tensor = tensor.resolve_conj().resolve_neg()
         contiguous = tensor.is_contiguous()
-        start, stop = tensors.hull(tensor, contiguous)
-        dtype = tensors.dtype_name(tensor)
+        start, stop = tensors.hull(tensor, unit, contiguous)
         storage = tensor.untyped_storage()
         key = storage._cdata
         index = self._storages.get(key)
         if index is None:
             index = self._storages[key] = len(self.extents)
             address = storage.data_ptr() if tensor.is_cpu else 0
-            self.extents.append(
-                Extent(self._section, dtype, start, stop, tensor, tensor.itemsize, storage.nbytes(), address, key)
-            )
+            self.extents.append(Extent(self._section, dtype, start, stop, tensor, unit, storage.nbytes(), address, key))
         elif stop > start:
             extent = self.extents[index]
             if extent.start == extent.stop:
@@ -222,11 +237,13 @@ class Flattening:
         stride = None if contiguous else list(tensor.stride())
         return ["tensor", index, dtype, start, list(tensor.shape), stride, flag]
 
-    def _array(self, value: np.ndarray[Any, Any], path: str) -> Any:
+    def _array(self, value: np.ndarray[Any, Any], path: Path_) -> Any:
         if id(value) in self._objects:
             return self._objects[id(value)]
         if value.dtype.hasobject:
-            raise SchemaError(f"{path} is an array of Python objects", hint="save a list, or an array of a plain dtype")
+            raise SchemaError(
+                f"{show(path)} is an array of Python objects", hint="save a list, or an array of a plain dtype"
+            )
         order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
         flat = np.ascontiguousarray(value.T if order == "F" else value)
         name = value.dtype.name if value.dtype.name in _NATIVE and value.dtype.isnative else BYTES
@@ -236,17 +253,17 @@ class Flattening:
         self._alive.append(value)
         return node
 
-    def _bytes(self, value: bytes, path: str) -> Any:
+    def _bytes(self, value: bytes, path: Path_) -> Any:
         return ["bytes", self._add(BYTES, value, 1)]
 
-    def _file(self, value: File, path: str) -> Any:
+    def _file(self, value: File, path: Path_) -> Any:
         try:
             content = Path(value.path).read_bytes()
         except OSError as error:
-            raise NotFoundError(f"{path}: the file {value.path} cannot be read: {error.strerror}") from error
+            raise NotFoundError(f"{show(path)}: the file {value.path} cannot be read: {error.strerror}") from error
         return ["file", self._add(BYTES, content, 1), Path(value.path).name]
 
-    def _file_content(self, value: FileContent, path: str) -> Any:
+    def _file_content(self, value: FileContent, path: Path_) -> Any:
         return ["file", self._add(BYTES, value, 1), value.name]
 
     def _add(self, dtype: str, source: Any, unit: int) -> int:
@@ -256,7 +273,7 @@ class Flattening:
         self.extents.append(Extent(self._section, dtype, 0, size, source, unit, size, address))
         return len(self.extents) - 1
 
-    def _other(self, value: Any, kind: type, path: str) -> Any:
+    def _other(self, value: Any, kind: type, path: Path_) -> Any:
         if isinstance(value, (np.generic, complex, frozenset)) or kind is set:
             return ["value", value if kind is not set else set(value)]
         torch = sys.modules.get("torch")
@@ -271,13 +288,13 @@ class Flattening:
         if callable(state_dict) and not isinstance(value, type):
             return self._node(state_dict(), path)
         if isinstance(value, Mapping) and kind.__module__ == "collections":
-            raise SchemaError(f"{path} is a {kind.__name__}", hint="save dict(...) of it")
+            raise SchemaError(f"{show(path)} is a {kind.__name__}", hint="save dict(...) of it")
         raise SchemaError(
-            f"{path} is a {kind.__module__}.{kind.__qualname__}, which a checkpoint does not hold",
+            f"{show(path)} is a {kind.__module__}.{kind.__qualname__}, which a checkpoint does not hold",
             hint="save its state_dict(), or pickle.dumps(...) of it: bytes travel as they are",
         )
 
-    _WALKS: dict[type, Callable[[Flattening, Any, str], Any]] = {
+    _WALKS: dict[type, Callable[[Flattening, Any, Path_], Any]] = {
         dict: _dict,
         OrderedDict: _ordered,
         list: _list,
