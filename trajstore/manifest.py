@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from trajstore.checksum import crc32c
 from trajstore.encoding import array_attributes, set_layout
@@ -84,7 +84,7 @@ class Manifest:
     names: tuple[str, ...] = ()
     tails: Mapping[str, Shard] = field(default_factory=dict)
     seals: tuple[Shard, ...] = ()
-    sets: Mapping[str, Union[IntervalSet, StoredSet]] = field(default_factory=dict)
+    sets: Mapping[str, IntervalSet | StoredSet] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     session: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -151,6 +151,8 @@ class Manifest:
             )
         _check_version(body.get("format"), place)
         try:
+            if body["crc32c"] != root_checksum(root):
+                raise FormatError("it does not match its crc32c")
             metadata = root["consolidated_metadata"]["metadata"]
             names = tuple(check_path(path, "array") for path in body["arrays"])
             arrays = {path: ArrayLayout.from_metadata(path, metadata[path]) for path in names if path in metadata}
@@ -184,7 +186,7 @@ class Manifest:
             )
         except UnsupportedFormatError:
             raise
-        except (AttributeError, FormatError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, FormatError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptionError(
                 f"the manifest {place} is damaged: {error}",
                 hint="it was not touched; `trajstore repair` lists the older manifests that can be opened",

@@ -106,7 +106,7 @@ class GrowingShard:
         self._whole = 0
 
     def put(self, chunk: int, frame: bytes, rows: int) -> bool:
-        """Add a chunk's frame that holds ``rows`` rows; one that holds no more than what is there already is ignored."""
+        """Add a chunk's frame that holds ``rows`` rows; one that holds no more than what is there is ignored."""
         if rows <= self._rows.get(chunk, 0):
             return False
         self._pending[chunk] = frame
