@@ -310,7 +310,7 @@ OUTER = (
 OUTER += b"X\x02\x00\x00\x00O8\x89\x88\x87R(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb\x89]"
 HOSTILE = {
     "marks": OUTER + b"(" * 100_000,
-    "nested tuples": OUTER + b")" + b"\x85" * 2_000_000 + b"atb.",
+    "nested tuples": OUTER + b")" + b"\x85" * 200_000 + b"atb.",
     "nested lists": OUTER + b"]" * 1000 + b"a" * 1000 + b"tb.",
     "in itself": OUTER + b"]q\x00h\x00aatb.",
     "laughs": OUTER + b"]q\x00" + b"".join(b"](h%ch%ce" % (i, i) + b"q%c" % (i + 1) for i in range(60)) + b"atb.",
