@@ -111,6 +111,7 @@ class Bench:
     def __init__(self, folder: Path, *, short: bool) -> None:
         self.folder = folder
         self.short = short
+        folder.mkdir(parents=True, exist_ok=True)
         self.repeats = 3 if short else 7
 
     def scratch(self, name: str) -> Path:

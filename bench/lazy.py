@@ -1,0 +1,248 @@
+"""What analysts do: one route, one key, one batch, low-dimensional windows; and files in and out."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import trajstore
+from bench import data
+from bench.peers import users_layout
+from bench.rows import Bench, Claim, Ratio, SkipRow, row
+
+NPZ = "np.load of routes.npz"
+
+
+def _routes_npz(bench: Bench, routes: list[dict[str, Any]]) -> Path:
+    """One routes.npz, as the users' merge makes it: all routes of every key in one pickle."""
+    path = bench.folder / "routes.npz"
+    if not path.exists():
+        first = routes[0]
+        arrays = {
+            f"routes_{name}": users_layout.column([r[name] for r in routes])
+            if np.ndim(first[name])
+            else np.array([r[name] for r in routes])
+            for name in first
+        }
+        meta = np.empty((), object)
+        meta[()] = {"env_name": "coinrun", "num_tasks_collected": len(routes)}
+        np.savez_compressed(path, **arrays, meta=meta)
+    return path
+
+
+def _setting(bench: Bench) -> tuple[Path, Path, list[dict[str, Any]]]:
+    routes = data.routes(4_000 if bench.short else 40_000)  # 1 GB of float16 frames in the full run
+    npz, store = _routes_npz(bench, routes), bench.folder / "lazy.zarr"
+    if not store.exists():
+        with trajstore.create(store, commit_every=None) as writer:
+            for route in routes:
+                fields, columns = data.trajectory(route)
+                writer.append(fields, **columns)
+    return npz, store, routes
+
+
+@row("lazy")
+def lazy(bench: Bench) -> Iterator[Claim]:
+    """One route, one small key, one batch of routes of one length, from a closed file each time."""
+    npz, store, routes = _setting(bench)
+    number = len(routes) * 2 // 3
+    length = len(routes[number]["obs"])
+    same_length = [i for i, route in enumerate(routes) if len(route["obs"]) == length][:16]
+
+    def key(name: str) -> Any:
+        with np.load(npz, allow_pickle=True) as file:
+            return file[name]
+
+    def one_batch() -> Any:
+        dataset = trajstore.open(store)
+        chosen = np.flatnonzero(dataset.lengths == length)[:16]
+        return dataset.read("obs", chosen)
+
+    cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "one route's frames": (
+            lambda: trajstore.open(store)[number]["obs"][:],
+            lambda: key("routes_obs")[number],
+        ),
+        "one route, one small key": (
+            lambda: trajstore.open(store)[number]["rewards"][:],
+            lambda: key("routes_rewards")[number],
+        ),
+        "a batch of 16 routes of one length": (one_batch, lambda: _rows(key("routes_obs"), same_length)),
+    }
+    for title, (ours, theirs) in cases.items():
+        times = bench.compare({"trajstore": ours, NPZ: theirs}, repeats=min(bench.repeats, 3))
+        small = title.endswith("small key")
+        note = f"{times.median() * 1e3:.1f} ms against {times.median(NPZ) * 1e3:,.0f} ms"
+        yield times.claim(f"{title}, time", NPZ, "" if small else ">= 20", note=note)
+        if not small:
+            memory = times.peak[NPZ] / max(times.peak["trajstore"], 1 << 20)
+            yield Claim(f"{title}, peak memory", NPZ, Ratio.of([memory]), ">= 20", "", dict(times.peak))
+
+
+def _rows(values: Any, chosen: list[int]) -> Any:
+    return np.concatenate([values[i] for i in chosen])
+
+
+@row("routes")
+def routes_in_and_out(bench: Bench) -> Iterator[Claim]:
+    """Import of the users' shards, and export of routes.npz against their merge of shards."""
+    from trajstore.exporters.routes import export_routes
+    from trajstore.importers.routes import import_routes
+
+    routes = _setting(bench)[2]
+    routes = routes[: 160 if bench.short else 400]
+    folder = bench.scratch("shards")
+    users_layout.write(folder, routes)
+    target, out = bench.folder / "imported.zarr", bench.folder / "exported.npz"
+
+    def prepare(_: str) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        out.unlink(missing_ok=True)
+
+    def load_all() -> None:
+        for path in sorted(folder.glob("shard_*.npz")):
+            with np.load(path, allow_pickle=True) as file:
+                for name in file.files:
+                    file[name]
+
+    def import_all() -> None:
+        import_routes(folder, target)
+
+    times = bench.compare({"trajstore": import_all, "np.load of the shards": load_all}, prepare=prepare)
+    yield times.claim("import of ckpt_shards_v1", "np.load of the shards", "<= 1.3")
+    import_all()
+
+    def merge() -> None:
+        found: dict[str, list[Any]] = {}
+        for path in sorted(folder.glob("shard_*.npz")):
+            with np.load(path, allow_pickle=True) as file:
+                for name in file.files:
+                    found.setdefault(name, []).append(file[name])
+        np.savez_compressed(out, **{name: np.concatenate(parts) for name, parts in found.items()})
+
+    def export_all() -> None:
+        export_routes(target, out)
+
+    work = {"trajstore": export_all, "their merge of shards": merge}
+    times = bench.compare(work, prepare=lambda _: out.unlink(missing_ok=True), repeats=min(bench.repeats, 3))
+    yield times.claim("export of routes.npz", "their merge of shards", ">= 1.5")
+
+
+@row("low-dim")
+def low_dim(bench: Bench) -> Iterator[Claim]:
+    """256 windows of 16 steps: four small fields, from disk with a cache as training has it."""
+    from trajstore.samples import CutSamples
+    from trajstore.windows import Window
+
+    count, steps = (300, 200) if bench.short else (1000, 500)
+    rollouts = data.rollouts(count, steps)
+    store = bench.folder / "lowdim.zarr"
+    if not store.exists():
+        with trajstore.create(store, commit_every=None) as writer:
+            for rollout in rollouts:
+                writer.append(rollout)
+    samples = CutSamples(trajstore.open(store), Window(16), fields=list(rollouts[0]))
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(0, count, 256)
+    starts = rng.integers(0, steps - 16, 256)
+    per = steps - 16 + 1
+    work: dict[str, Callable[[], Any]] = {"trajstore": lambda: samples.get(chosen * per + starts)}
+    try:
+        import h5py
+
+        with h5py.File(bench.folder / "lowdim.h5", "w") as file:
+            for name in rollouts[0]:
+                values = np.concatenate([rollout[name] for rollout in rollouts])
+                file.create_dataset(name, data=values, chunks=(1024, *values.shape[1:]), compression="lzf")
+        opened = h5py.File(bench.folder / "lowdim.h5", "r")
+
+        def from_h5py() -> Any:
+            begin = (chosen * steps + starts).tolist()
+            return {name: np.stack([opened[name][b : b + 16] for b in begin]) for name in rollouts[0]}
+
+        work["h5py, a window at a time"] = from_h5py
+    except ImportError:
+        pass
+    try:
+        work["TorchRL SliceSampler on LazyMemmapStorage"] = _torchrl(bench, rollouts)
+    except ImportError:
+        pass
+    if len(work) == 1:
+        raise SkipRow("neither h5py nor torchrl is installed")
+    times = bench.compare(work, check=_windows_agree)
+    note = f"{times.median() * 1e3:.2f} ms"
+    for peer in list(work)[1:]:
+        yield times.claim("256 windows of 16 low-dim steps", peer, ">= 10", note=note)
+
+
+def _windows_agree(ours: Any, theirs: Any) -> bool:
+    if not isinstance(theirs, dict):  # a sampler that draws by itself: only the shape can agree
+        return bool(theirs == 256 * 16)
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def _torchrl(bench: Bench, rollouts: list[dict[str, Any]]) -> Callable[[], Any]:
+    import logging
+
+    import torch
+    from tensordict import TensorDict
+    from torchrl.data import LazyMemmapStorage, SliceSampler, TensorDictReplayBuffer
+
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    steps = len(rollouts[0]["obs"])
+    rows = {name: torch.from_numpy(np.concatenate([r[name] for r in rollouts])) for name in rollouts[0]}
+    total = len(rollouts) * steps
+    rows["trajectory"] = torch.arange(total) // steps
+    buffer = TensorDictReplayBuffer(
+        storage=LazyMemmapStorage(total, scratch_dir=str(bench.scratch("torchrl"))),
+        sampler=SliceSampler(slice_len=16, traj_key="trajectory", cache_values=True),
+        batch_size=256 * 16,
+    )
+    buffer.extend(TensorDict(rows, [total]))
+    return lambda: len(buffer.sample())
+
+
+@row("cold-size")
+def cold_size(bench: Bench) -> Iterator[Claim]:
+    """Bytes after ``compact``, against the users' compressed files."""
+    from trajstore.compact import compact
+
+    routes = data.routes(2_300)
+    store, cold, users = bench.scratch("cold") / "s", bench.folder / "cold" / "c", bench.scratch("cold.users")
+    with trajstore.create(store, commit_every=None) as writer:
+        for route in routes:
+            fields, columns = data.trajectory(route)
+            writer.append(fields, **columns)
+    compact(store, cold)
+    users_layout.write(users, routes)
+    if not np.array_equal(trajstore.open(cold).read("obs"), users_layout.read_frames(users)):
+        raise ValueError("the compacted store holds other frames")
+    steps = sum(len(route["obs"]) for route in routes)
+    size, theirs = users_layout.nbytes(cold), users_layout.nbytes(users)
+    note = f"{size / steps:,.0f} bytes a step against {theirs / steps:,.0f}"
+    yield Claim("bytes a step after compact", "np.savez_compressed", Ratio.of([size / theirs]), "<= 0.75", note)
+
+
+@row("kills")
+def kills(bench: Bench) -> Iterator[Claim]:
+    """Episodes reported saved and then lost, of collections killed by SIGKILL, ours beside the users' layout."""
+    from bench.kills import campaign
+
+    number = 6 if bench.short else 100
+    found = {}
+    for way in ("Trajstore", "NpzShards"):
+        found[way] = campaign(way, bench.scratch(f"kills.{way}") / "s", number, 10 * number, random.Random(0))
+    bad = {way: r["lost"] + r["missing"] + r["twice"] for way, r in found.items()}
+    theirs = found["NpzShards"]
+    note = (
+        f"theirs: {theirs['lost']} lost, {theirs['missing']} never collected, {theirs['twice']} twice, "
+        f"of {theirs['episodes']}; a manifest counted ahead of its shard is not even told of"
+    )
+    title = f"episodes lost, skipped or repeated over {number} kills"
+    peer = f"npz shards + manifest.json: {bad['NpzShards']}"
+    yield Claim(title, peer, Ratio.of([float(bad["Trajstore"])]), "<= 0", note)
