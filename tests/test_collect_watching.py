@@ -106,3 +106,14 @@ def test_the_demonstration_learns_and_records(tmp_path: Path) -> None:
         obs, reward = trajectory["obs"][:], trajectory["reward"][:]
         assert len(obs) == len(reward) + 1 == len(trajectory["action"]) + 1
         np.testing.assert_allclose(obs[1:, 0], obs[:-1, 0] + 0.02 * obs[:-1, 1], atol=1e-5)
+
+
+def test_the_demonstration_has_a_command(tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium")
+    testing = pytest.importorskip("click.testing")
+    from trajstore.cli import main
+
+    shown = testing.CliRunner().invoke(main, ["demo", "--vector", str(tmp_path / "s")])
+    assert shown.exit_code == 0, shown.output
+    assert "the mean length of an episode went from" in shown.output
+    assert len(trajstore.open(tmp_path / "s")) > 100

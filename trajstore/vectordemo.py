@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 import trajstore
 from trajstore.collect import Recorder
+from trajstore.errors import MissingDependencyError
 from trajstore.monitor import PerformanceMonitor
+
+try:
+    import gymnasium
+except ImportError as error:
+    raise MissingDependencyError(
+        "the demonstration plays in Gymnasium", hint="pip install 'trajstore[demo]'"
+    ) from error
 
 Array = np.ndarray[Any, Any]
 

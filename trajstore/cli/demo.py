@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import tempfile
 
 import click
 
@@ -20,6 +22,7 @@ from trajstore.cli.output import number, print_json, size
 @option("--kills", type=click.IntRange(min=0), default=3, show_default=True, help="Times the collector is killed.")
 @option("--rerun", type=click.IntRange(min=0), default=8, show_default=True, help="Episodes played again to compare.")
 @option("--seed", type=int, help="Of the moments of the kills; by default another each time.")
+@option("--vector", is_flag=True, help="Train a small policy in 32 environments instead, and record every step.")
 @json_option
 @click.pass_context
 def demo(
@@ -31,6 +34,7 @@ def demo(
     kills: int,
     rerun: int,
     seed: int | None,
+    vector: bool,
     as_json: bool,
 ) -> None:
     """Collect, kill -9, resume, check, slice and export, in under a minute.
@@ -42,7 +46,11 @@ def demo(
     Example:
       trajstore demo
       trajstore demo my-demo --episodes 200 --kills 10
+      trajstore demo ppo.zarr --vector
     """
+    if vector:
+        _train(folder, as_json)
+        return
     from trajstore.demo import run
 
     live = sys.stderr.isatty() and not as_json
@@ -82,3 +90,20 @@ def demo(
         click.echo(f"\nLook around:\n  {me} info {report.store}\n  {me} ls {report.store} --sort return -r -n 5")
     if not report.ok:
         ctx.exit(DAMAGE)
+
+
+def _train(folder: str | None, as_json: bool) -> None:
+    """The collector of docs/collect.md, and what it has recorded."""
+    from trajstore.vectordemo import run
+
+    report = run(folder or os.path.join(tempfile.mkdtemp(prefix="trajstore-demo."), "ppo.zarr"))
+    if as_json:
+        print_json(report)
+        return
+    first, last = report["mean_length"]
+    click.echo(report["summary"].strip())
+    click.echo(
+        f"\n{number(report['trajectories'])} episodes, {number(report['steps'])} steps; the mean length of an episode "
+        f"went from {first:.0f} to {last:.0f} steps.\nRecording took {100 * report['record_share']:.1f} % of the time "
+        f"of stepping and recording.\n\nLook around:\n  trajstore info {report['path']}"
+    )
