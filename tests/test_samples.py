@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import trajstore
+from trajstore import gather
 from trajstore.cutting import Transitions
 from trajstore.errors import NotFoundError, SchemaError
+from trajstore.sampler import Batches, Order
 from trajstore.samples import CutSamples, TrajectorySamples, nested
 from trajstore.windows import Window
 
@@ -190,3 +192,24 @@ def test_samples_pickle_and_know_what_they_are(dataset: trajstore.Dataset) -> No
 
 def test_nested() -> None:
     assert nested({"a/b": 1, "c": 2, "a/d/e": 3}) == {"a": {"b": 1, "d": {"e": 3}}, "c": 2}
+
+
+def test_blocks_decode_each_chunk_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with trajstore.create(tmp_path / "s") as writer:
+        for number in range(40):
+            writer.append({"frame": np.full((50, 64, 64, 3), number, np.uint8)})
+    decoded: list[int] = []
+    real = gather.decode_frame
+    monkeypatch.setattr(gather, "decode_frame", lambda *given: decoded.append(1) or real(*given))
+
+    def epoch(kind: str) -> int:
+        samples = CutSamples(trajstore.open(tmp_path / "s", cache_bytes=4 << 20))
+        assert samples.block == 64  # of chunks of 8 rows
+        order = Order(len(samples), 1, kind=kind, block=16, pool=16)
+        decoded.clear()
+        for numbers, _ in Batches(order, 8).ahead(0, 0):
+            samples.get(numbers)
+        return len(decoded)
+
+    in_order = epoch("sequential")
+    assert in_order >= 250 and epoch("blocks") <= 1.1 * in_order and epoch("shuffle") > 3 * in_order

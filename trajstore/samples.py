@@ -21,6 +21,9 @@ from trajstore.windows import Ints, WindowIndex
 Array = np.ndarray[Any, Any]
 
 
+_BLOCK = 64
+
+
 class FieldRows:
     """Rows of one field of a dataset, with every lookup done beforehand.
 
@@ -29,6 +32,7 @@ class FieldRows:
     starts, counts : of each trajectory, int64 (n,); a count of -1 where it does not have the field.
     clock : how its rows lie against the steps. A clock that says nothing of it, but on which every trajectory has as
         many rows as steps (or one more), counts as such a one.
+    readers : of each store, ``None`` where it lacks the field.
     dtype : as declared, a str; ``take`` gives bfloat16 as float32, or as its bits (uint16) if asked for ``bits``.
     """
 
@@ -44,29 +48,29 @@ class FieldRows:
         self.starts = pairs[:, 0]
         self.counts = np.where(pairs[:, 0] < 0, -1, pairs[:, 1] - pairs[:, 0])
         self._part = dataset.locate(np.arange(len(dataset), dtype=np.int64))[0]
-        self._readers: list[ArrayReader | None] = []
+        self.readers: list[ArrayReader | None] = []
         clocks = set()
         for snapshot in dataset.snapshots:
             own = snapshot.manifest.schema.fields.get(path)
             if own is None:
-                self._readers.append(None)
+                self.readers.append(None)
                 continue
             raw = bits and own.dtype == "bfloat16"
-            self._readers.append(snapshot.reader(own.array) if raw else snapshot.field(path))
+            self.readers.append(snapshot.reader(own.array) if raw else snapshot.field(path))
             clocks.add(snapshot.manifest.schema.clocks[str(own.clock)])
         self.clock = known_clock(clocks, self.counts, dataset.lengths)
-        self.array_dtype = next(reader.dtype for reader in self._readers if reader is not None)
+        self.array_dtype = next(reader.dtype for reader in self.readers if reader is not None)
 
     def take(self, trajectories: Ints, rows: Ints) -> Array:
         """Row ``rows[i]`` of trajectory ``trajectories[i]``, (n, *shape)."""
         absolute = self.starts[trajectories] + rows
-        if len(self._readers) == 1 and self._readers[0] is not None:
-            return self._readers[0].take(absolute)
+        if len(self.readers) == 1 and self.readers[0] is not None:
+            return self.readers[0].take(absolute)
         part = self._part[trajectories]
         out = np.empty((len(rows), *self.shape), self.array_dtype)
         for p in np.unique(part).tolist():
             mine = part == p
-            reader = self._readers[p]
+            reader = self.readers[p]
             if reader is not None:
                 out[mine] = reader.take(absolute[mine])
         return out
@@ -145,6 +149,13 @@ class Samples:
     def sample_lengths(self) -> Ints:
         """How long each sample is; for orders that put equal lengths together."""
         return np.ones(len(self), np.int64)
+
+    @property
+    def block(self) -> int:
+        """Neighbouring samples that share the chunks of the widest field; a good block for an order of blocks."""
+        layouts = [reader.layout for rows in self.fields.values() for reader in rows.readers if reader is not None]
+        widest = max(layouts, key=lambda layout: layout.row_bytes, default=None)
+        return max(_BLOCK, 2 * widest.chunk_rows if widest is not None else 0)
 
     def weights(self, what: Any) -> Array:
         """A weight for each sample, float64 (len,), from a column, a filter over columns, or given weights.

@@ -55,7 +55,7 @@ def sample(store: str | None, ckpt_dir: str | None, as_json: bool, **given: Any)
         if not len(samples):
             raise usage(f"{place} has no sample of this shape: {len(dataset)} trajectories, none long enough")
         weights = samples.weights(given["weights"]) if given["weights"] else None
-        order = Order(len(samples), given["seed"], kind=given["order"], weights=weights)
+        order = Order(len(samples), given["seed"], kind=given["order"], block=samples.block, weights=weights)
     except (SchemaError, NotFoundError) as error:
         raise usage(error.message) from error
     batches = Batches(order, min(given["batch"], len(order)))

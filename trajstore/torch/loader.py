@@ -70,6 +70,7 @@ class Loader:
                 len(samples),
                 seed,
                 kind=order,
+                block=samples.block,
                 weights=None if weights is None else samples.weights(weights),
                 lengths=samples.sample_lengths if bucket else None,
             )
