@@ -367,12 +367,21 @@ def test_progress_is_united_and_configurations_compared(tmp_path: Path) -> None:
                     writer.mark_attempted(seed)
                 else:
                     writer.append({"x": np.zeros(2)}, seed=seed)
+    with trajstore.create(
+        tmp_path / "r",
+        part="rank2",
+        config={"lr": 0.1, "env": {"rank": 0}},
+        target=1,
+        unique="seed",
+        handle_signals=False,
+    ) as writer:
+        writer.mark_attempted([20, 21])  # and nothing came of it
     planned = plan_merge(tmp_path / "r")
     assert any("configurations differ in env.rank: 0 in" in note for note in planned.summary()["notes"])
     planned.write(tmp_path / "m")
     with trajstore.create(tmp_path / "m", resume=True, config={"lr": 0.1, "env": {}}, handle_signals=False) as writer:
-        assert writer.target == 20
-        assert list(writer.attempted) == list(range(8)) and list(writer.completed) == [0, 1, 2, 3, 5, 6, 7]
+        assert writer.target == 21
+        assert list(writer.attempted) == [*range(8), 20, 21] and list(writer.completed) == [0, 1, 2, 3, 5, 6, 7]
         assert writer.append({"x": np.zeros(2)}, seed=3) is None
 
 

@@ -22,7 +22,7 @@ from trajstore.storage import Storage
 from trajstore.verify import verify
 
 SEEDS = {"rank_0": range(0, 9), "rank_1": range(20, 26)}
-MOMENTS, IMAGES = 120, 2  # at which the power fails, and images tried at each
+MOMENTS, IMAGES = 60, 2  # at which the power fails, and images tried at each
 
 
 @pytest.fixture(autouse=True)

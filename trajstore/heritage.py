@@ -107,11 +107,11 @@ _NOTHING = object()
 
 def _config(plan: Plan) -> dict[str, Any]:
     """The sources' configuration; where they differ, what they have in common, and a note of every difference."""
-    first = dict(plan.snapshots[0].manifest.config)
+    first = dict(plan.asked[0].manifest.config)
     different: dict[str, dict[str, list[str]]] = {}
-    for snapshot in plan.snapshots[1:]:
+    for snapshot in plan.asked[1:]:
         for key, (mine, theirs) in compare_config(first, snapshot.manifest.config).items():
-            values = different.setdefault(key, {_shown(mine): [plan.snapshots[0].place]})
+            values = different.setdefault(key, {_shown(mine): [plan.asked[0].place]})
             values.setdefault(_shown(theirs), []).append(snapshot.place)
     if not different:
         return first
@@ -122,7 +122,7 @@ def _config(plan: Plan) -> dict[str, Any]:
         )
         plan.notes.append(f"configurations differ in {key}: {kinds}")
     shared: Any = {name: first.get(name, {}) for name in ("values", "files")}
-    for snapshot in plan.snapshots[1:]:
+    for snapshot in plan.asked[1:]:
         shared = _common(shared, {name: snapshot.manifest.config.get(name, {}) for name in ("values", "files")})
     return {**with_fingerprint(shared.get("values", {}), shared.get("files", {})), "forced": []}
 
@@ -147,9 +147,9 @@ def _common(one: Any, other: Any) -> Any:
 
 def _progress(plan: Plan, columns: Mapping[str, tuple[Column, Values]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Seeds attempted by any are attempted; those of the trajectories taken over are completed."""
-    entries = [dict(snapshot.manifest.progress) for snapshot in plan.snapshots]
+    entries = [dict(snapshot.manifest.progress) for snapshot in plan.asked]
     attempted, completed = IntervalSet(), IntervalSet()
-    for snapshot in plan.snapshots:
+    for snapshot in plan.asked:
         attempted |= snapshot.set("attempted")
         completed |= snapshot.set("completed")
     uniques = {entry.get("unique") for entry in entries}
@@ -162,10 +162,10 @@ def _progress(plan: Plan, columns: Mapping[str, tuple[Column, Values]]) -> tuple
         if unique is not None and len(present) < len(seeds):
             plan.notes.append(f"{len(seeds) - len(present)} trajectories share a {unique} with another one")
             unique = None
-    elif unique is None and len(plan.snapshots) > 1 and len(uniques) > 1:
+    elif unique is None and len(plan.asked) > 1 and len(uniques) > 1:
         plan.notes.append("the stores declare different unique columns; the new one declares none")
     targets: list[Any] = [entry.get("target") for entry in entries]
-    whole = len(plan) == sum(len(snapshot.live) for snapshot in plan.snapshots)
+    whole = len(plan) == sum(len(snapshot.live) for snapshot in plan.asked)
     target = sum(targets) if whole and all(isinstance(n, int) for n in targets) else None
     states = {json.dumps(entry.get("state", {}), sort_keys=True) for entry in entries}
     if len(states) > 1:

@@ -70,12 +70,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a new store will be. part, row : of each trajectory, the store it comes from and its row in the table there.
+    """What a new store will be.
 
-    source_bytes : of all committed shards of the chosen stores' fields.
+    snapshots : of the stores that trajectories come from. asked : of all, also those of which none was chosen.
+    part, row : of each trajectory, the place of its store among ``snapshots``, and its row in the table there.
     """
 
     snapshots: tuple[Snapshot, ...]
+    asked: tuple[Snapshot, ...]
     part: Ints
     row: Ints
     union: Union
@@ -176,7 +178,7 @@ def plan(
         for path, layout in mine.items():
             chosen_layouts[path] = layout
             _divide(path, union.schema.fields[path], layout, axis, sources, rewrite, strict, linked, encoded)
-    return Plan(snapshots, part, row, union, axes, chosen_layouts, linked, encoded)
+    return Plan(snapshots, dataset.snapshots, part, row, union, axes, chosen_layouts, linked, encoded)
 
 
 class _Source:
