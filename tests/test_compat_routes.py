@@ -327,6 +327,21 @@ def test_validate_resume_compares_what_both_know(tmp_path: Path) -> None:
     assert not ok and "max_steps: stored 64, given 65" in message and "require_success" in message
 
 
+def test_a_model_of_other_content_is_noticed(tmp_path: Path) -> None:
+    model = tmp_path / "model.tar"
+    model.write_bytes(b"one")
+    RoutesShardWriter(tmp_path / "c", manifest=CheckpointManifest(model_ckpt=str(model))).close()
+    args = argparse.Namespace(model_ckpt=str(model))
+    manifest = CheckpointManifest.load(tmp_path / "c")
+    assert manifest is not None and manifest.validate_resume(args) == (True, "ok")
+    model.write_bytes(b"two")
+    ok, message = manifest.validate_resume(args)
+    assert not ok and "content" in message
+    RoutesShardWriter(tmp_path / "c", manifest=manifest).close()  # --resume_force goes on, and it is recorded
+    forced = trajstore.open(tmp_path / "c").snapshots[0].manifest.config["forced"]
+    assert list(forced[0]["differences"]) == [f"content of {model}"]
+
+
 def test_collectors_arrays_take_the_dtypes_of_the_file(tmp_path: Path) -> None:
     with RoutesShardWriter(tmp_path / "c") as writer:
         append(

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from trajstore.config import describe_config
 from trajstore.dataset import Dataset
 from trajstore.dataset import open as open_dataset
 from trajstore.errors import AlreadyExistsError, NotFoundError, TrajstoreError
@@ -82,6 +83,8 @@ class CheckpointManifest:
     adapt_episodes: int | None = None
     record_episodes: int | None = None
     out_npz: str | None = None
+    model_hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """sha256 by path of the model that the stored routes were collected with, if it was there; not in the file."""
 
     @classmethod
     def load(cls, ckpt_dir: str | os.PathLike[str]) -> CheckpointManifest | None:
@@ -114,12 +117,18 @@ class CheckpointManifest:
             stored, given = getattr(self, name), getattr(args, name, None)
             if None not in (stored, given) and stored != given and not _same_file(stored, given):
                 differences.append(f"{name}: stored {stored!r}, given {given!r}")
+        model = getattr(args, "model_ckpt", None)
+        now = set(_hashes(model).values())
+        if now and self.model_hashes and now != set(self.model_hashes.values()):
+            differences.append(f"model_ckpt: the content of {model} is another")
         if differences:
             return False, "the collection was made with other settings: " + "; ".join(differences)
         return True, "ok"
 
     def _public(self) -> dict[str, Any]:
-        return {key: value.item() if isinstance(value, np.generic) else value for key, value in asdict(self).items()}
+        values = asdict(self)
+        del values["model_hashes"]
+        return {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
 
     def _meta(self, kept: dict[str, Any]) -> dict[str, Any]:
         """What their builder puts into ``meta``; ``kept`` has what this manifest has no place for."""
@@ -127,6 +136,13 @@ class CheckpointManifest:
         meta = {key: public.get(key, kept.get(key, 0)) for key in META_KEYS}
         meta["require_success"] = bool(self.require_success)
         return {**kept, **meta} if kept else meta
+
+
+def _hashes(model: str | os.PathLike[str] | None) -> dict[str, str]:
+    """sha256 by path of a model checkpoint; empty if there is none."""
+    if not model or not os.path.isfile(model):
+        return {}
+    return dict(describe_config(None, [model])["files"])
 
 
 def _same_file(stored: object, given: object) -> bool:
@@ -147,6 +163,7 @@ def _of_store(dataset: Dataset) -> CheckpointManifest:
     found.seeds_attempted = int(routes.get("seeds_attempted") or 0)
     found.shards_written = manifest.commit.number
     found.updated_at = manifest.commit.time
+    found.model_hashes = dict(manifest.config.get("files", {}))
     return found
 
 
@@ -178,7 +195,7 @@ def _seeds(files: Iterable[str]) -> list[int]:
 
 
 def _from_dict(values: dict[str, Any]) -> CheckpointManifest:
-    names = {spec.name for spec in fields(CheckpointManifest)}
+    names = {spec.name for spec in fields(CheckpointManifest) if spec.init}
     return CheckpointManifest(**{key: value for key, value in values.items() if key in names and value is not None})
 
 
@@ -221,6 +238,7 @@ class RoutesShardWriter:
             resume=True,
             force=True,  # the collector has asked validate_resume; what changed all the same is recorded
             config={name: getattr(self.manifest, name) for name in _CONFIG},
+            files=_hashes(self.manifest.model_ckpt),
             target=self.manifest.num_tasks_target or None,
             unique="seed",
             commit_trajectories=max(shard_size, 1),
