@@ -12,7 +12,7 @@ import pytest
 import trajstore
 from trajstore.cutting import Transitions
 from trajstore.errors import SchemaError, StateError
-from trajstore.replay import Priorities, ReplayBuffer
+from trajstore.replay import Priorities, ReplayBuffer, _Slots
 from trajstore.windows import Window
 
 
@@ -220,6 +220,41 @@ def test_priorities_of_trajectories_that_came_later(tmp_path: Path) -> None:
         buffer.load_state_dict(state)
         assert buffer._slots is not None
         assert buffer._slots.get(np.arange(30)).tolist() == [0.25] * 20 + [1.0] * 10
+
+
+def test_the_ring_of_priorities_is_as_a_plain_list() -> None:
+    rng = np.random.default_rng(0)
+    slots, plain = _Slots(), np.zeros(0)
+    low = 0
+    for _ in range(60):
+        count = int(rng.integers(1, 300))
+        high = len(plain) + count
+        slots.make_room(low, high)
+        plain = np.r_[plain, rng.integers(0, 3, count)]
+        slots.set(np.arange(high - count, high), plain[high - count :])
+        gone = min(low + int(rng.integers(0, 400)), high - 1)
+        slots.set(np.arange(low, gone), 0.0)
+        plain[low:gone], low = 0, gone
+        first = int(rng.integers(low, high))
+        total = plain[first:].sum()
+        assert slots.mass(first, high) == total
+        if total:
+            places = rng.random(40)
+            expected = first + np.searchsorted(np.cumsum(plain[first:]), places * total, side="right")
+            assert (slots.draw(places, first, high) == expected).all()
+    assert len(plain) > 5000
+
+
+def test_the_state_is_stored_with_the_writers_own_commits(tmp_path: Path) -> None:
+    with filled(tmp_path / "s", 3, seed=1) as buffer:
+        buffer.commit()
+        buffer.sample(5)
+        buffer.add(episode(3), level=0.0)
+        buffer.writer.commit()
+        assert trajstore.open(tmp_path / "s").snapshots[0].manifest.progress["state"]["replay"]["drawn"] == 5
+        assert buffer.writer._on_signal() is None
+        buffer.sample(4)
+    assert trajstore.open(tmp_path / "s").snapshots[0].manifest.progress["state"]["replay"]["drawn"] == 9
 
 
 def test_ranks_have_parts_and_draws_of_their_own(tmp_path: Path) -> None:

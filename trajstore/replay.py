@@ -141,6 +141,7 @@ class ReplayBuffer:
         except BaseException:
             self.writer.abandon()
             raise
+        self.writer.attach(_Keeper(self))
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -400,8 +401,6 @@ class ReplayBuffer:
 
     def commit(self) -> int:
         """Make all that was added, and the state, durable; the number of the commit."""
-        with self._guard:
-            self.writer.state[STATE] = self.state_dict()
         number = self.writer.commit()
         self.refresh()
         return number
@@ -428,10 +427,7 @@ class ReplayBuffer:
         if self._closed:
             return
         self._stop()
-        try:
-            self.commit()
-        finally:
-            self.writer.close()
+        self.writer.close()
 
     def abandon(self) -> None:
         """Release the store without another commit: what came since the last one is dropped."""
@@ -453,6 +449,29 @@ class ReplayBuffer:
 
     def __repr__(self) -> str:
         return f"<ReplayBuffer {self.writer.path}: {len(self)} trajectories, {self.samples} samples>"
+
+
+class _Keeper:
+    """Has the state stored with every commit that is asked for: by a call, by ``close``, by a signal."""
+
+    def __init__(self, buffer: ReplayBuffer) -> None:
+        self._buffer = buffer
+
+    def flush(self, timeout: float | None = None) -> bool:
+        buffer = self._buffer
+        if not buffer._guard.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        try:
+            buffer.writer.state[STATE] = buffer.state_dict()
+        finally:
+            buffer._guard.release()
+        return True
+
+    def close(self) -> None:
+        self.flush()
+
+    def abandon(self) -> None:
+        pass
 
 
 class _Slots:

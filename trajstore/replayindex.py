@@ -114,6 +114,7 @@ class LiveIndex:
     ----------
     snapshot : the commit that rows are read from. schema : of the newest trajectory.
     low : the first place that was not dropped.
+    held_bytes : of the rows that are in memory only.
 
     Notes
     -----
@@ -133,6 +134,7 @@ class LiveIndex:
         self._step_ends = Grown(np.int64)  # steps of all trajectories there ever were
         self._pairs: dict[str, Grown] = {}
         self._lengths = Grown(np.int64)
+        self.held_bytes = 0
         self._held: dict[int, dict[str, Array]] = {}
         self._places: dict[int, int] = {}  # of those that are held
         self._fits: dict[str, tuple[bool, bool]] = {}  # as many rows as steps, or one more, in every trajectory
@@ -221,10 +223,6 @@ class LiveIndex:
         """The rows of a trajectory that is in memory only."""
         return self._held[int(self._ids.values[place])]
 
-    @property
-    def held_bytes(self) -> int:
-        return sum(rows.nbytes for held in self._held.values() for rows in held.values())
-
     # -- what comes ------------------------------------------------------------------------------------------------
 
     def add(self, number: int, trajectory: Mapping[str, Any], columns: Mapping[str, Any], schema: Schema) -> None:
@@ -247,6 +245,7 @@ class LiveIndex:
             held[path] = np.array(rows, spec.in_memory, copy=True).reshape(len(rows), *spec.shape)
             lengths[str(spec.clock)] = len(rows)
         self._held[number] = held
+        self.held_bytes += sum(rows.nbytes for rows in held.values())
         self._places[number] = len(self._ids)
         self._extend(
             np.array([number]),
@@ -290,7 +289,10 @@ class LiveIndex:
         for name, values in pairs.items():
             self._pairs[name].values[places] = values[known]
         for number in ids[known].tolist():
-            del self._held[number]
+            self._let_go(number)
+
+    def _let_go(self, number: int) -> None:
+        self.held_bytes -= sum(rows.nbytes for rows in self._held.pop(number, {}).values())
 
     @staticmethod
     def _read_pairs(snapshot: Snapshot, clock: str, rows: Ints) -> Ints:
@@ -366,7 +368,7 @@ class LiveIndex:
         if not low:
             return
         for number in self._ids.values[:low].tolist():
-            self._held.pop(number, None)
+            self._let_go(number)
             self._places.pop(number, None)
         self._places = {number: place - low for number, place in self._places.items()}
         self._first_slot, self._first_step = self.slot(low), int(self._step_ends.values[low - 1])

@@ -49,7 +49,7 @@ class SumTree:
         nodes = np.unique((self._first + leaves) >> 1)
         for _ in range(self._depth):
             self._nodes[nodes] = self._nodes[2 * nodes] + self._nodes[2 * nodes + 1]
-            nodes = np.unique(nodes >> 1) if len(nodes) < 4096 else _halved(nodes)
+            nodes = _halved(nodes)
 
     def find(self, places: Floats) -> Ints:
         """The leaf in which each place falls, when all priorities are laid end to end from 0 to ``total``.
