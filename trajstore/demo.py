@@ -25,7 +25,7 @@ from trajstore.exporters.routes import export_routes
 from trajstore.verify import verify
 
 ATARI, CLASSIC = "ALE/Breakout-v5", "CartPole-v1"
-_MAX_STEPS = 400
+_MAX_STEPS = 300
 _COMMIT_EVERY = 0.25  # seconds; a demonstration is short
 
 #: Called with the title of a step, and what happened there.
@@ -177,10 +177,10 @@ def run(
     folder: str | None = None,
     *,
     env: str | None = None,
-    episodes: int = 40,
+    episodes: int = 32,
     workers: int = 8,
     kills: int = 3,
-    rerun: int = 8,
+    rerun: int = 6,
     seed: int | None = None,
     say: Say = lambda title, text: None,
     counted: Callable[[int, int], None] = lambda done, total: None,
@@ -331,7 +331,10 @@ def _slice(report: DemoReport, chance: random.Random, say: Say) -> None:
     say("slice", f"ds = trajstore.open('run.zarr')          {opened * 1e3:.1f} ms, {len(dataset)} episodes")
     shown = f"ds[{number}]['obs'][{middle}:{middle + 4}]"
     say("", f"{shown:41}{sliced * 1e3:.1f} ms, {frames.shape} {frames.dtype}: reads these frames only")
-    say("", f"{len(best)} episodes have the best return, {best.table['return'][0]:g}")
+    say(
+        "",
+        f"ds.where('`return` >= {best.table['return'][0]:g}')  the {len(best)} of {len(dataset)} with the best return",
+    )
 
 
 def _export(report: DemoReport, say: Say) -> None:

@@ -17,10 +17,10 @@ from trajstore.cli.output import number, print_json, size
 @click.command()
 @click.argument("folder", required=False)
 @option("--env", help="A Gymnasium environment with discrete actions; Atari Breakout if ale-py is installed.")
-@option("--episodes", type=click.IntRange(min=1), default=40, show_default=True, help="To collect.")
+@option("--episodes", type=click.IntRange(min=1), default=32, show_default=True, help="To collect.")
 @option("--workers", type=click.IntRange(min=1), default=8, show_default=True, help="Environments side by side.")
 @option("--kills", type=click.IntRange(min=0), default=3, show_default=True, help="Times the collector is killed.")
-@option("--rerun", type=click.IntRange(min=0), default=8, show_default=True, help="Episodes played again to compare.")
+@option("--rerun", type=click.IntRange(min=0), default=6, show_default=True, help="Episodes played again to compare.")
 @option("--seed", type=int, help="Of the moments of the kills; by default another each time.")
 @option("--vector", is_flag=True, help="Train a small policy in 32 environments instead, and record every step.")
 @json_option
@@ -86,7 +86,8 @@ def demo(
             + ("nothing lost." if report.ok else "AND SOMETHING IS WRONG.")
             + f" {report.seconds:.0f} s."
         )
-        me = "trajstore" if shutil.which("trajstore") else sys.argv[0]
+        by_name = os.path.basename(sys.argv[0]) == "trajstore"
+        me = "trajstore" if shutil.which("trajstore") else sys.argv[0] if by_name else "python -m trajstore.cli"
         click.echo(f"\nLook around:\n  {me} info {report.store}\n  {me} ls {report.store} --sort return -r -n 5")
     if not report.ok:
         ctx.exit(DAMAGE)
