@@ -327,14 +327,12 @@ def _slice(report: DemoReport, chance: random.Random, say: Say) -> None:
     began = time.perf_counter()
     frames = dataset[number]["obs"][middle : middle + 4]
     sliced = time.perf_counter() - began
-    best = dataset.where(f"`return` >= {float(dataset.table['return'].max())}")
+    best = f"return >= {float(dataset.table['return'].max()):g}"
     say("slice", f"ds = trajstore.open('run.zarr')          {opened * 1e3:.1f} ms, {len(dataset)} episodes")
     shown = f"ds[{number}]['obs'][{middle}:{middle + 4}]"
     say("", f"{shown:41}{sliced * 1e3:.1f} ms, {frames.shape} {frames.dtype}: reads these frames only")
-    say(
-        "",
-        f"ds.where('`return` >= {best.table['return'][0]:g}')  the {len(best)} of {len(dataset)} with the best return",
-    )
+    shown = f"ds.where('{best}')"
+    say("", f"{shown:41}{len(dataset.where(best))} of {len(dataset)} episodes")
 
 
 def _export(report: DemoReport, say: Say) -> None:
