@@ -34,6 +34,7 @@ CACHE_BYTES = 256 << 20
 STATE = "replay"
 FRESH = ("commit", "memory")
 _HELD_BYTES = 256 << 20  # rows held in memory for sampling before a commit; beyond, one is made
+_STORED = 1 << 22  # priorities that a manifest takes
 _COMPACT = 1024  # trajectories that left, before their places are forgotten
 
 INDEX, WEIGHT, DEMONSTRATION = "index", "weight", "demonstration"
@@ -77,8 +78,9 @@ class ReplayBuffer:
     Notes
     -----
     A draw is a function of the seed and of how many came before; ``commit`` stores that number, and the priorities,
-    with the data. Resumed, the buffer draws what it would have drawn (with the data of that commit; priorities take
-    about four bytes a sample in the manifest, so commit often by the timer, and by ``commit`` where state counts).
+    with the data. Resumed, the buffer draws what it would have drawn, from the data of that commit. Priorities take up
+    to five bytes a sample in the manifest: commit often by the timer, and by ``commit`` where the state counts. Of more
+    than four million samples they are not stored; a resumed buffer then begins with equal ones.
     Any thread may add; one thread samples.
     """
 
@@ -355,9 +357,9 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Any]:
         """How far the draws have come, and the priorities; a commit's manifest can hold it."""
         state: dict[str, Any] = {"seed": self.seed, "drawn": self._delivered}
-        if self.priorities is not None and self._slots is not None:
+        low, high = self._index.span
+        if self.priorities is not None and self._slots is not None and high - low <= _STORED:
             index = self._index
-            low, high = index.span
             places = slice(index.low, len(index.ids))
             values = self._slots.get(np.arange(low, high)).astype(np.float32)
             counts = np.diff(index.ends[places], prepend=low)
