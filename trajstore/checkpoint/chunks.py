@@ -39,7 +39,7 @@ class Pool:
         """``[function(*item), ...]``; after an error the rest is not begun, and the first error is raised."""
         arguments = list(items)
         if len(arguments) == 1 or not self._threads:
-            return [function(*arguments[0])]
+            return [function(*item) for item in arguments]
         results: list[Any] = [None] * len(arguments)
         errors: list[BaseException] = []
         left = threading.Semaphore(0)
