@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -27,6 +28,7 @@ from trajstore.errors import (
     UnsupportedFormatError,
 )
 from trajstore.layout import ROOT
+from trajstore.manifest import root_checksum
 
 
 def steps(seed, length):
@@ -362,7 +364,9 @@ def test_a_newer_format_is_refused(path):
     (path / ROOT).write_text(root.replace('"reader_required":[]', '"reader_required":["teleport"]'))
     with pytest.raises(UnsupportedFormatError, match="teleport"):
         trajstore.open(path)
-    (path / ROOT).write_text(root.replace('"writer_required":[]', '"writer_required":["teleport"]'))
+    newer = json.loads(root.replace('"writer_required":[]', '"writer_required":["teleport"]'))
+    newer["attributes"]["trajstore"]["crc32c"] = root_checksum(newer)
+    (path / ROOT).write_text(json.dumps(newer))
     trajstore.open(path)
     with pytest.raises(UnsupportedFormatError, match="not continue"):
         trajstore.create(path, resume=True)

@@ -35,7 +35,7 @@ from trajstore.layout import (
     metadata_key,
     temporary,
 )
-from trajstore.manifest import Manifest, writer_may
+from trajstore.manifest import MAX_BYTES, Manifest, writer_may
 from trajstore.storage import Lock, Storage
 
 PARTS_MARK = f'"{PARTS}"'.encode()
@@ -58,7 +58,7 @@ def read_manifest(storage: Storage) -> Manifest:
 
 def _read_root(storage: Storage) -> bytes:
     try:
-        return storage.read(ROOT)
+        return storage.read(ROOT, 0, MAX_BYTES + 1)
     except NotFoundError:
         place = storage.describe()
         if storage.list(""):
@@ -144,7 +144,10 @@ class Session:
         if key == ROOT or claimed:
             head = self._read_head(key)
             if self._claimed > head.commit.number:
-                head = self._read_head(commit_key(self._claimed))
+                try:
+                    head = self._read_head(commit_key(self._claimed))
+                except NotFoundError:
+                    raise self._fenced() from None  # it was here, and is so old by now that it is not kept
             if key != ROOT and head.commit.parent:
                 raise CorruptionError(
                     f"{storage.describe(ROOT)} is missing, and its commits are here",
@@ -154,7 +157,7 @@ class Session:
         return self.head
 
     def _read_head(self, key: str) -> Manifest:
-        data, place = self.storage.read(key), self.storage.describe(key)
+        data, place = self.storage.read(key, 0, MAX_BYTES + 1), self.storage.describe(key)
         head = Manifest.from_bytes(data, place)
         writer_may(data, place)
         return head

@@ -21,7 +21,7 @@ KNOWN_FEATURES = frozenset({"deleted", "sets"})
 INLINE_INTERVALS = 1000
 SET_NAMES = ("rows", "deleted", "attempted", "completed")
 
-_MAX_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 _MAX_DEPTH = 64
 
 
@@ -202,7 +202,7 @@ def root_checksum(root: Mapping[str, Any]) -> str:
 
 def _parse(data: bytes, place: str) -> Any:
     try:
-        if len(data) > _MAX_BYTES:
+        if len(data) > MAX_BYTES:
             raise ValueError(f"{len(data)} bytes")
         return json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -16,12 +16,13 @@ from trajstore.errors import CorruptionError, NotFoundError
 from trajstore.gather import ArrayReader, Convert, Lengths
 from trajstore.hdf5storage import Hdf5Storage
 from trajstore.intervals import IntervalSet
-from trajstore.layout import TABLE_DIMENSION, ArrayLayout, clock_array, column_array
+from trajstore.layout import ROOT, TABLE_DIMENSION, ArrayLayout, clock_array, column_array
 from trajstore.manifest import Manifest, StoredSet
 from trajstore.schema import ID
 from trajstore.seals import seal_records
 from trajstore.storage import Storage
 
+_MANY = 1 << 62
 _TABLE_CACHE = 4 << 20  # bytes; what a loop over trajectories needs of the table
 
 
@@ -42,6 +43,7 @@ class Snapshot:
         self._fields: dict[str, ArrayReader] = {}
         self._seals: np.ndarray[Any, Any] | None = None
         self._live: IntervalSet | None = None
+        self._bounds: dict[str, tuple[int, int]] = {}
         self._guard = threading.Lock()
 
     @classmethod
@@ -71,8 +73,22 @@ class Snapshot:
         """Rows of the table that are trajectories and not deleted."""
         if self._live is None:
             rows, deleted = self.set("rows"), self.set("deleted")
+            self._check_rows(rows)
             self._live = rows - deleted if deleted else rows
         return self._live
+
+    def _check_rows(self, rows: IntervalSet) -> None:
+        if not len(rows):
+            return
+        layout, end = self.manifest.arrays.get(column_array(ID), (None, 0))
+        held = 0
+        if layout is not None:
+            held = end if isinstance(self.storage, Hdf5Storage) else len(self._shard_lengths(layout.path)) * layout.shard_rows
+        if int(rows.pairs[-1, 1]) > end or len(rows) > held:
+            raise CorruptionError(
+                f"the manifest {self.storage.describe(ROOT)} names {len(rows)} trajectories, and the table has no such rows",
+                hint="`trajstore repair` lists the older manifests that can be opened",
+            )
 
     def set(self, name: str) -> IntervalSet:
         """One of the manifest's interval sets."""
@@ -126,7 +142,31 @@ class Snapshot:
 
     def pairs(self, clock: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Start and stop on a clock, int64 (n, 2), of trajectories by row of the table; -1 where absent."""
-        return self.reader(clock_array(clock)).take(rows)
+        pairs = self.reader(clock_array(clock)).take(rows)
+        self._check_pairs(clock, pairs)
+        return pairs
+
+    def _check_pairs(self, clock: str, pairs: np.ndarray[Any, Any]) -> None:
+        """Raise ``CorruptionError`` for pairs that no writer makes, before anyone reserves memory for such rows."""
+        end, most = self._bounds.get(clock) or self._bounds.setdefault(clock, self._bounds_of(clock))
+        start, stop = pairs[:, 0], pairs[:, 1]
+        wrong = (start > stop) | (start < -1) | (stop > end) | (stop - start > most) | ((start < 0) & (stop >= 0))
+        if wrong.any():
+            raise CorruptionError(
+                f"{self.storage.describe(clock_array(clock))} names rows {pairs[wrong][0].tolist()}, and there are none",
+                hint="restore it from a copy, or save what is whole with `trajstore repair`",
+            )
+
+    def _bounds_of(self, clock: str) -> tuple[int, int]:
+        """The rows on a clock, and how many of them there can be in the shards that the commit knows."""
+        ends, most = [_MANY], [_MANY]
+        for path in self.manifest.schema.on_clock(clock):
+            array = self.manifest.schema.fields[path].array
+            layout, rows = self.manifest.arrays[array]
+            ends.append(rows)
+            if layout.row_bytes and not isinstance(self.storage, Hdf5Storage):
+                most.append(len(self._shard_lengths(array)) * layout.shard_rows)
+        return min(ends), min(most)
 
     def column(self, name: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """A column's values (n,) by row of the table."""
@@ -139,7 +179,10 @@ def _length_of(storage: Storage, layout: ArrayLayout, shard: int) -> int | None:
 
 def _load_set(storage: Storage, stored: StoredSet) -> IntervalSet:
     lengths = {shard.number: shard.length for shard in stored.shards}
-    reader = ArrayReader(storage, set_layout(stored.name), stored.intervals, lengths.get, strict=True)
+    layout = set_layout(stored.name)
+    if stored.intervals > len(lengths) * layout.shard_rows:
+        raise CorruptionError(f"the set {storage.describe(layout.path)} has shards for fewer than {stored.intervals} intervals")
+    reader = ArrayReader(storage, layout, stored.intervals, lengths.get, strict=True)
     pairs = reader.read(0, stored.intervals)
     found = IntervalSet(pairs)
     if len(found.pairs) != len(pairs):

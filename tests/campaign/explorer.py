@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +13,19 @@ from typing import Any
 
 from tests.campaign.disk import Disk, Image, Looking
 from tests.campaign.images import Point, Replay
-from tests.campaign.workload import NO_STORE, Run, State, one_by_one, open_writer, recover, rows_of, tiny_shards, trajectory
+from tests.campaign.workload import (
+    NO_STORE,
+    Run,
+    State,
+    one_by_one,
+    open_writer,
+    recover,
+    rows_of,
+    tiny_shards,
+    trajectory,
+)
+from trajstore.errors import NotFoundError
+from trajstore.layout import ROOT, metadata_key
 
 LETTERS = "afrc"
 
@@ -74,6 +88,20 @@ class Memo:
         return result
 
 
+def leading(storage: Any) -> list[str]:
+    """Arrays whose own metadata name more rows than the root says there are; none, or the store is broken."""
+    arrays = {}
+    with contextlib.suppress(NotFoundError):
+        arrays = json.loads(storage.read(ROOT))["consolidated_metadata"]["metadata"]
+    ahead = []
+    for path in [*arrays, *(path for path in ("steps/x", "clocks/steps", "trajectories/id") if path not in arrays)]:
+        with contextlib.suppress(NotFoundError):
+            own = json.loads(storage.read(metadata_key(path)))
+            if own.get("shape", [0])[0] > arrays.get(path, {}).get("shape", [0])[0]:
+                ahead.append(path)
+    return ahead
+
+
 @dataclass
 class Explorer:
     """Checks crash images and counts them; raises ``Violation`` with the workload, the moment and the files.
@@ -108,7 +136,7 @@ class Explorer:
         self, disk: Disk, states: list[State | str], name: str, start: Disk | None = None, *, wide: bool = False
     ) -> None:
         """Check every image of a disk's log; its marks say which of the states may be found when."""
-        memo = Memo(recover)
+        memo, children = Memo(recover), Memo(leading)
         seen: set[int] = set()
         with tiny_shards(), one_by_one():
             for point in Replay(disk).points(start):
@@ -120,6 +148,9 @@ class Explorer:
                     self.counts["covered"] += point.count(which)
                     if isinstance(found, Exception) or found not in allowed:
                         raise Violation(self._say(name, point, which.some(self.draw), found, allowed))
+                for ahead, which in point.cover(children):
+                    if ahead:
+                        raise Violation(self._say(name, point, which.some(self.draw), f"{ahead} ahead", allowed))
                 for image in self._built(point):
                     found = memo(image)
                     if isinstance(found, Exception) or found not in allowed:
