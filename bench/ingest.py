@@ -122,24 +122,30 @@ def append(bench: Bench) -> Iterator[Claim]:
     """How long ``append`` holds its caller, beside bare copies of the same bytes."""
     routes = data.routes(2_000 if bench.short else 6_000)
     trajectories = [data.trajectory(route) for route in routes]
-    held: list[float] = []
-    copied: list[float] = []
+    held: list[tuple[float, float]] = []
+    copied: list[tuple[float, float]] = []
     with trajstore.create(bench.scratch("append") / "s", commit_every=2.0) as writer:
         for number, (fields, columns) in enumerate(trajectories):
             time.sleep(0.02)  # a simulator at work
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), time.thread_time()
             if number % 2:
                 writer.append(fields, **columns)
-                held.append((time.perf_counter() - begun) / len(fields["obs"]))
             else:
                 for value in fields.values():
                     value.copy()
-                copied.append((time.perf_counter() - begun) / len(fields["obs"]))
+            steps = len(fields["obs"])
+            seconds = (time.perf_counter() - begun) / steps, (time.thread_time() - used) / steps
+            (held if number % 2 else copied).append(seconds)
     for title, quantile in (("median", 0.5), ("99th percentile", 0.99)):
-        ours, bare = float(np.quantile(held[2:], quantile)), float(np.quantile(copied[2:], quantile))
+        # Of the caller's thread alone: what the encoders take meanwhile is no part of the wait.
+        ours, ours_cpu = np.quantile(held[2:], quantile, axis=0)
+        bare, bare_cpu = np.quantile(copied[2:], quantile, axis=0)
         note = f"{ours * 1e6:.1f} µs a step against {bare * 1e6:.1f}; 0.1 ms a route allowed besides"
-        ratio = Ratio.of([max(ours - 1e-4 / 56, 0.0) / bare])
-        yield Claim(f"append of a route holds its caller, {title}", "copies of the same arrays", ratio, "<= 1.5", note)
+        allowed = 1e-4 / 56
+        ratio = Ratio.of([max(ours - allowed, 0.0) / bare])
+        cpu = Ratio.of([max(ours_cpu - allowed, 0.0) / bare_cpu])
+        work = f"append of a route holds its caller, {title}"
+        yield Claim(work, "copies of the same arrays", ratio, "<= 1.5", note, cpu=cpu)
 
 
 @row("append-small")

@@ -57,6 +57,10 @@ class _Work:
         self.target: list[int] = found.target[first].tolist()
         self.count: list[int] = found.count[first].tolist()
 
+    def single(self, i: int) -> bool:
+        """Whether a chunk has one piece only."""
+        return self.bounds[i + 1] - self.bounds[i] == 1
+
     def places(self, i: int) -> Iterator[tuple[Any, Any]]:
         """Rows in the chunk, and rows of the output, that the chunk's pieces stand for; slices, or row numbers."""
         low, high = self.bounds[i], self.bounds[i + 1]
@@ -252,11 +256,15 @@ class ArrayReader:
             for frame, i in self._frames(key, wanted):
                 chunk = work.chunks[i]
                 kept = keep is not None and chunk % keep[1] == 0
-                if flat is not None and not kept and work.count[i] == rows and work.bounds[i + 1] - work.bounds[i] == 1:
-                    place = work.target[i] * row_bytes
-                    self._decode(frame, flat[place : place + rows * row_bytes], key, chunk)
-                    continue
-                self._decode(frame, scratch_bytes, key, chunk)
+                try:
+                    if flat is not None and not kept and work.count[i] == rows and work.single(i):
+                        place = work.target[i] * row_bytes
+                        decode_frame(frame, flat[place : place + rows * row_bytes])
+                        continue
+                    decode_frame(frame, scratch_bytes)
+                except CorruptionError as error:
+                    where = f"rows {chunk * rows} to {chunk * rows + rows} of {self.storage.describe(key)}"
+                    raise _placed(error, where) from error
                 _give(scratch, work, i, out, convert)
                 if keep is not None and kept:
                     keep[0].put(chunk, self._values(scratch), self.rows)
@@ -347,18 +355,10 @@ class ArrayReader:
             hint="restore the array from a copy, or save what is whole with `trajstore repair`",
         )
 
-    def _decode(self, frame: Array, chunk: Array, key: str, number: int) -> None:
-        try:
-            decode_frame(frame, chunk)
-        except CorruptionError as error:
-            rows = self.layout.chunk_rows
-            place = f"rows {number * rows} to {number * rows + rows} of {self.storage.describe(key)}"
-            raise _placed(error, place) from error
-
 
 def _give(chunk: Array, work: _Work, i: int, out: Array, convert: Convert | None) -> None:
     """Copy the rows of a chunk to where they go."""
-    if convert is None and work.bounds[i + 1] - work.bounds[i] == 1:
+    if convert is None and work.single(i):
         inner, target, count = work.inner[i], work.target[i], work.count[i]
         out[target : target + count] = chunk[inner : inner + count]
         return

@@ -46,7 +46,7 @@ def check_frame(frame: Frame, chunk_bytes: int) -> Frame:
     if end < FRAME_HEADER:
         raise CorruptionError("a chunk is shorter than its own header")
     body = frame[:end]
-    if _CRC.unpack(frame[end:])[0] != crc32c(body):
+    if _CRC.unpack_from(frame, end)[0] != crc32c(body):
         raise CorruptionError("a chunk does not match its crc32c")
     nbytes, cbytes = _LENGTHS.unpack_from(body)
     if nbytes != chunk_bytes or cbytes != end:
