@@ -344,7 +344,7 @@ def _training(bench: Bench, dataset: Any, batch: int) -> Iterator[Claim]:
             optimizer.step()
 
     held = list(Loader(dataset, batch, seed=0))
-    work = {"trajstore": lambda: train(Loader(dataset, batch, seed=0)), "all in memory": lambda: train(held)}
+    work = {"trajstore": lambda: train(Loader(dataset, batch, seed=0)), "all in memory beforehand": lambda: train(held)}
     times = bench.compare(work, repeats=3)
     note = f"{len(held) / times.median():.0f} iterations/s"
-    yield times.claim("training on frames, time", "all in memory", "<= 1.1", note=note)
+    yield times.claim("training on frames", "all in memory beforehand", note=note)

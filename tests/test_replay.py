@@ -222,6 +222,47 @@ def test_priorities_of_trajectories_that_came_later(tmp_path: Path) -> None:
         assert buffer._slots.get(np.arange(30)).tolist() == [0.25] * 20 + [1.0] * 10
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_random_life_against_a_plain_list(tmp_path: Path, seed: int) -> None:
+    """Rows come from commits, from memory, from fields that appear, vanish and part from their clock."""
+    rng = np.random.default_rng(seed)
+    fresh = ("commit", "memory")[seed % 2]
+    capacity = int(rng.integers(3, 30))
+    window = Window(int(rng.integers(1, 4)), before=0)
+    options: dict[str, Any] = {"fresh": fresh, "capacity": capacity, "commit_every": None, "seed": seed}
+    if seed % 3 == 0:
+        options["priorities"] = Priorities()
+    buffer = ReplayBuffer(tmp_path / "s", window, fields=["action", "extra"], **options)
+    lives: list[tuple[int, int, bool]] = []  # id, length, whether it has the field
+    committed = 0
+    for _ in range(90):
+        what = rng.random()
+        if what < 0.5:
+            number, length, has = len(lives), int(rng.integers(1, 20)), bool(rng.random() < 0.8 or not lives)
+            action = np.arange(length) + 1000 * number
+            assert buffer.add({"action": action, "extra": action * 2.0 if has else None}) == number
+            lives.append((number, length, has))
+        elif what < 0.65:
+            buffer.commit()
+            committed = len(lives)
+        elif what < 0.7:
+            buffer.close()
+            committed = len(lives)
+            buffer = ReplayBuffer(tmp_path / "s", window, fields=["action", "extra"], **options)
+        else:
+            # A field that parts from its clock makes a commit of its own.
+            seen = len(lives) if fresh == "memory" else max(committed, buffer.writer.committed)
+            there = lives[max(0, seen - capacity) : seen]
+            possible = {number for number, length, has in there if has and length >= window.length}
+            assert buffer.samples == sum(max(lives[number][1] - window.length + 1, 0) for number in possible)
+            if possible:
+                batch = buffer.sample(40)
+                assert set((batch["action"] // 1000).ravel().tolist()) <= possible
+                assert (batch["extra"] == batch["action"] * 2.0).all()
+                assert (np.diff(batch["action"], axis=1) == 1).all()
+    buffer.close()
+
+
 def test_the_ring_of_priorities_is_as_a_plain_list() -> None:
     rng = np.random.default_rng(0)
     slots, plain = _Slots(), np.zeros(0)

@@ -109,6 +109,10 @@ def test_windows_transitions_and_a_transform(store: Path) -> None:
     assert moves.batch([0])["obs"]["image"].shape == (1, 3, 4, 4)
     scaled = StepDataset(dataset, fields=["action"], transform=lambda b: {"action": b["action"] * 2})
     assert actions([scaled.batch([3])]) == [6]
+    pairs = StepDataset(dataset, fields=["action"], transform=lambda b: (b["action"], b["action"] + 1))
+    assert [n.item() for n in pairs[3]] == [3, 4]
+    loader = torch.utils.data.DataLoader(pairs, batch_size=4)
+    assert [part.tolist() for part in next(iter(loader))] == [[0, 1, 2, 3], [1, 2, 3, 4]]
 
 
 def test_whole_trajectories_padded_and_nested(store: Path) -> None:

@@ -60,6 +60,14 @@ def test_offsets_give_each_field_its_own_horizon() -> None:
     assert window.steps("other", anchors)[2].tolist() == [2]
 
 
+def test_times_in_seconds() -> None:
+    window = Window.of_seconds({"obs": [-0.2, 0.0], "action": [0.0, 0.1, 0.3]}, rate=10, pad="zero")
+    assert window == Window(offsets={"obs": (-2, 0), "action": (0, 1, 3)}, before=2, after=3, pad="zero")
+    assert WindowIndex(window, np.array([4, 1])).counts.tolist() == [4, 1]
+    with pytest.raises(SchemaError, match="there are none for 'obs'"):
+        Window.of_seconds({"obs": [-0.25]}, rate=10)
+
+
 def test_rows_of_the_other_clocks() -> None:
     steps, six = np.array([[-1, 0, 5, 6, 7]]), np.array([6])
     rows, real = ticks(Clock("last_row_extra"), steps, six, six + 1)

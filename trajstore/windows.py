@@ -15,6 +15,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 PADS = ("repeat", "zero")
+_OFF_STEP = 1e-3  # steps by which a time may miss one
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,8 @@ class Window:
 
     Notes
     -----
-    ``Window(1, offsets=deltas, before=..., after=...)`` with the reach of ``deltas`` on both sides makes every step
-    an anchor, as LeRobot's ``delta_timestamps`` do; ``before`` and ``after`` are diffusion-policy's ``pad_before`` and
-    ``pad_after``.
+    ``before`` and ``after`` are diffusion-policy's ``pad_before`` and ``pad_after``; with the whole reach on both sides
+    every step is an anchor, as with LeRobot's ``delta_timestamps`` (``of_seconds``).
     """
 
     length: int = 1
@@ -60,6 +60,22 @@ class Window:
                 f"a window that reaches over {high - low} steps is padded by 0 to {high - low}, "
                 f"not by {self.before} and {self.after}"
             )
+
+    @classmethod
+    def of_seconds(cls, times: Mapping[str, Sequence[float]], rate: float, *, pad: str = "repeat") -> Window:
+        """A window around every step, of fields at times relative to it, as LeRobot's ``delta_timestamps``.
+
+        times : seconds for each field, negative before the step. rate : steps a second. Raises ``SchemaError`` for
+        a time at which there is no step.
+        """
+        offsets = {}
+        for field, seconds in times.items():
+            steps = np.asarray(seconds, np.float64) * rate
+            if bool((np.abs(steps - np.rint(steps)) > _OFF_STEP).any()):
+                raise SchemaError(f"at {rate} steps a second there are none for {field!r} at {list(seconds)}")
+            offsets[field] = tuple(np.rint(steps).astype(int).tolist())
+        low, high = cls(offsets=offsets).reach
+        return cls(before=-low, after=high, pad=pad, offsets=offsets)
 
     def of(self, field: str) -> Ints:
         """The steps of a field relative to the anchor, int64 (h,)."""

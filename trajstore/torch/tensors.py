@@ -32,6 +32,8 @@ def each(batch: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     """A batch with ``function`` applied to every tensor in it."""
     if isinstance(batch, dict):
         return {name: each(value, function) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(each(value, function) for value in batch)
     return function(batch)
 
 
