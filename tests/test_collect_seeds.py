@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import trajstore
 from trajstore.collect import SeedDispenser, split_seeds
-from trajstore.errors import ConfigMismatchError, CorruptionError, SchemaError, StateError
+from trajstore.errors import ConfigMismatchError, CorruptionError, LockedError, SchemaError, StateError
 
 HOUSE = Path(__file__).resolve().parent.parent
 
@@ -87,13 +89,47 @@ def test_a_collector_that_commits_and_ends_while_it_is_looked_at(
             writer.append({"x": np.zeros(1)}, seed=seed)
     is_over = SeedDispenser._is_over
 
-    def last_moment(self: SeedDispenser, part: str, session: str) -> bool:
-        writers[int(part[-1])].close()
-        return is_over(self, part, session)
+    def last_moment(self: SeedDispenser, owner: Any) -> bool:
+        writers[int(owner.part[-1])].close()
+        return is_over(self, owner)
 
     monkeypatch.setattr(SeedDispenser, "_is_over", last_moment)
     assert dispensers[2].take(8).tolist() == []
     writers[2].close()
+
+
+def test_another_machine_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock may not be seen from here."""
+    remote = trajstore.create(tmp_path / "run", part="rank0", commit_every=None)
+    with monkeypatch.context() as there:
+        there.setattr("trajstore.collect.seeds.gethostname", lambda: "elsewhere")
+        assert SeedDispenser(remote, range(4), block=4).take(4).tolist() == [0, 1, 2, 3]
+    remote.abandon()
+    with trajstore.create(tmp_path / "run", part="rank1") as writer:
+        assert SeedDispenser(writer, range(4)).take(4).tolist() == []
+        assert SeedDispenser(writer, range(4), grace=0.0).take(4).tolist() == [0, 1, 2, 3]
+
+
+def test_a_part_that_was_removed_gives_its_seeds_back(tmp_path: Path) -> None:
+    with trajstore.create(tmp_path / "run", part="rank0") as writer:
+        for seed in SeedDispenser(writer, range(3)):
+            writer.append({"x": np.zeros(1)}, seed=seed)
+    shutil.rmtree(tmp_path / "run" / "rank0")
+    with trajstore.create(tmp_path / "run", part="rank1") as writer:
+        assert SeedDispenser(writer, range(3)).take(9).tolist() == [0, 1, 2]
+
+
+def test_parts_are_claimed_and_seen_as_they_come(tmp_path: Path) -> None:
+    with trajstore.create(tmp_path / "run", part="rank0") as first:
+        first.append({"x": np.zeros(2)}, rank=0)
+        first.commit()
+        ds = trajstore.open(tmp_path / "run")
+        with pytest.raises(LockedError, match="being written by process"):
+            trajstore.create(tmp_path / "run", part="rank0", resume=True)
+        with trajstore.create(tmp_path / "run", part="rank1") as second:
+            second.append({"x": np.zeros(3)}, rank=1)
+        assert (len(ds), len(ds.refresh())) == (1, 2)
+        assert ds.refresh().table["rank"].tolist() == [0, 1]
 
 
 def test_the_same_rank_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from socket import gethostname
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,12 @@ def split_seeds(seeds: range, rank: int, world_size: int) -> range:
     return seeds[len(seeds) * rank // world_size : len(seeds) * (rank + 1) // world_size]
 
 
+class _Owner(NamedTuple):
+    part: str
+    session: str
+    host: str
+
+
 class SeedDispenser:
     """Hands the seeds of a range to the collectors of one dataset, until every seed is stored by one of them.
 
@@ -52,6 +59,7 @@ class SeedDispenser:
     block : seeds claimed at once, as the first collector chose it.
     wait : when nothing is left but what others are busy with, wait for them, and take over from those that die. Without
         it the iteration ends there; what a dead collector has left then goes to whoever runs next.
+    grace : seconds without a commit after which a collector of another machine that holds no lock counts as dead.
 
     Raises
     ------
@@ -75,6 +83,7 @@ class SeedDispenser:
         name: str = "seeds",
         wait: bool = False,
         poll: float = 0.2,
+        grace: float = 120.0,
     ) -> None:
         if writer.part is None:
             raise StateError(
@@ -88,7 +97,7 @@ class SeedDispenser:
         self._root, self._part = writer.part
         self._folder = f"{PRIVATE}/seeds/{name}"
         self._seeds = seeds
-        self._wait, self._poll = wait, poll
+        self._wait, self._poll, self._grace = wait, poll, grace
         self._block = self._agree(block)
         self._done = self._attempted()
         self._held: list[int] = []
@@ -127,7 +136,7 @@ class SeedDispenser:
         self._done = self._attempted()
         open_blocks = {block: gen for block, gen in sorted(newest.items()) if self._seeds_of(block) - self._done}
         owners = {block: self._owner(block, generation) for block, generation in open_blocks.items()}
-        over = {owner: self._is_over(*owner) for owner in set(owners.values())}
+        over = {owner: self._is_over(owner) for owner in set(owners.values())}
         self._done = self._attempted()  # once more, after they were found to be gone: all that they committed is here
         for block, generation in open_blocks.items():
             seeds = self._seeds_of(block) - self._done
@@ -135,7 +144,7 @@ class SeedDispenser:
                 if self._follow(block, generation + 1):
                     return seeds
             elif seeds:
-                self._others_busy |= owners[block][1] != self._writer.session
+                self._others_busy |= owners[block].session != self._writer.session
         return None
 
     # -- claims ----------------------------------------------------------------------------------------------------
@@ -155,7 +164,7 @@ class SeedDispenser:
 
     def _follow(self, block: int, generation: int) -> bool:
         """Claim a block; False if another collector was quicker."""
-        claim = {"part": self._part, "session": self._writer.session, "time": time.time()}
+        claim = {"part": self._part, "session": self._writer.session, "host": gethostname(), "time": time.time()}
         return self._make(f"{self._folder}/{block}.{generation}", claim)
 
     def _make(self, key: str, content: dict[str, Any]) -> bool:
@@ -182,19 +191,26 @@ class SeedDispenser:
             )
         return content
 
-    def _owner(self, block: int, generation: int) -> tuple[str, str]:
+    def _owner(self, block: int, generation: int) -> _Owner:
         claim = self._read(f"{self._folder}/{block}.{generation}")
-        return str(claim.get("part")), str(claim.get("session"))
+        return _Owner(str(claim.get("part")), str(claim.get("session")), str(claim.get("host")))
 
-    def _is_over(self, part: str, session: str) -> bool:
+    def _is_over(self, owner: _Owner) -> bool:
         """Whether a writer session can commit nothing more: its part is unlocked, or another session's."""
-        if session == self._writer.session:
+        if owner.session == self._writer.session:
             return False
-        store = self._root.child(part)
-        if store.holder(LOCK) is None:
+        store = self._root.child(owner.part)
+        try:
+            commit = read_manifest(store).commit
+        except NotFoundError:
+            return True  # the part was removed, and with it what it had
+        if commit.session != owner.session:
             return True
-        # A session makes a commit as it begins; until then the lock's holder may still be taken for the one before.
-        return read_manifest(store).commit.session != session
+        if store.holder(LOCK) is not None:
+            # A session makes a commit as it begins; until then the lock's holder may be taken for the one before.
+            return False
+        # Some network file systems do not tell one machine of the locks that another holds.
+        return owner.host == gethostname() or time.time() - commit.time > self._grace
 
     def _agree(self, block: int) -> int:
         """The block size that the first collector chose."""
