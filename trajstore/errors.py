@@ -31,8 +31,12 @@ class SchemaError(TrajstoreError, ValueError):
     """The data given does not fit what the store holds: mend the data or the declaration."""
 
 
-class NotFoundError(TrajstoreError, LookupError):
-    """The store, field, column or trajectory named does not exist."""
+class NotFoundError(TrajstoreError, KeyError, IndexError):
+    """The store, field, column or trajectory named does not exist.
+
+    Also a ``KeyError`` and an ``IndexError``: what looks like a mapping or a sequence must fail like one, so that
+    ``in`` and ``get`` work.
+    """
 
 
 class AlreadyExistsError(TrajstoreError, FileExistsError):

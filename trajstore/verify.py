@@ -299,10 +299,10 @@ def _compare(storage: Storage, key: str, expected: dict[str, Any]) -> str:
                 return "describes another array than the manifest does"
             if found["shape"][0] > expected["shape"][0]:
                 return f"names {found['shape'][0]} rows, {expected['shape'][0]} are committed"
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return "cannot be read as the metadata of an array or group"
     except (NotFoundError, StorageError) as error:
         return error.message
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return "cannot be read as the metadata of an array or group"
     return ""
 
 
