@@ -23,13 +23,15 @@ from trajstore.verify import verify
 def fill(path: Path, count: int = 60, *, first: int = 0, part: str | None = None, resume: bool = False) -> None:
     rng = np.random.default_rng(first)
     with trajstore.create(
-        path, part=part, resume=resume, unique="seed", commit_every=None, commit_trajectories=20, handle_signals=False
+        path, part=part, resume=resume, unique="seed", commit_every=None, handle_signals=False
     ) as writer:
         for seed in range(first, first + count):
             steps = 5 + seed % 11
             frames = (rng.integers(0, 256, (steps, 3, 32, 32)) / 255).astype(np.float16)
             trajectory = {"obs": frames, "inner": {"reward": rng.random(steps), "value": rng.random(steps + 1)}}
             writer.append({**trajectory, "name": f"route {seed}"}, seed=seed, diag={"seed": seed})
+            if seed % 20 == 0:
+                writer.commit()
 
 
 @pytest.fixture(scope="module")
