@@ -53,7 +53,7 @@ FLOORS: list[tuple[str, set[str]]] = [
         {"compact", "merge", "npz", "receipt", "routes", "verify"}
         | {"damage", "info", "shardcheck", "tablecheck"}
         | {"amendment", "assembly", "delete", "derive", "heritage", "move", "plan", "rlinf", "split", "tasks"}
-        | {"cutting", "replay", "replayindex", "samples"},
+        | {"cutting", "output", "replay", "replayindex", "roles", "samples"},
     ),
     (
         "edges: one foreign library or format each",
@@ -77,11 +77,12 @@ HEAVY = {
     "h5py": {"exporters", "hdf5storage", "importers"},
     "lz4": {"compat.navrl"},
     "matplotlib": {"checkpoint.plot"},
-    "pandas": {"view"},
+    "PIL": {"exporters", "importers"},
+    "pyarrow": {"exporters", "importers"},
     "rich": {"cli"},
-    "torch": {"checkpoint", "collect", "compat", "rlinf", "torch"},
-    "xarray": {"view"},
-    "zarr": {"demo", "view"},
+    "tensordict": {"collect", "exporters", "torch"},
+    "torch": {"checkpoint", "collect", "compat", "exporters", "rlinf", "torch"},
+    "zarr": {"demo", "exporters", "importers"},
 }
 
 # Of `os`, what touches no file; files belong to storage.

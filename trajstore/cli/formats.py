@@ -12,6 +12,7 @@ from typing import Any
 
 from trajstore.cli.options import one_of, usage
 from trajstore.errors import NotFoundError
+from trajstore.hdf5storage import is_hdf5
 from trajstore.layout import ROOT
 
 
@@ -20,7 +21,8 @@ class Format:
     """One foreign format.
 
     importer : ``module:function(source, destination, *, progress=None, ...)``, which returns a printable report.
-    exporter : ``module:function(dataset, path, *, progress=None, ...)``, which returns the number of trajectories.
+    exporter : ``module:function(dataset, path, *, progress=None, ...)``, which returns the number of trajectories, or a
+        report that has ``trajectories`` and ``warnings``.
     suffixes : of files, and markers : of files inside a folder, by which it is recognised.
     """
 
@@ -45,6 +47,51 @@ FORMATS = {
         "trajstore.exporters.rlinf:export_rlinf",
         markers=("trajectory_index.json", "trajector_index.json", "rank_0", "rank_1"),
     ),
+    "hdf5": Format(
+        "the HDF5 container, which `trajstore` opens as it is",
+        "trajstore.importers.hdf5:import_hdf5",
+        "trajstore.exporters.hdf5:export_hdf5",
+        suffixes=(".h5",),
+    ),
+    "minari": Format(
+        "Minari datasets (HDF5)",
+        "trajstore.importers.minari:import_minari",
+        "trajstore.exporters.minari:export_minari",
+        markers=("data/main_data.hdf5", "main_data.hdf5"),
+    ),
+    "robomimic": Format(
+        "robomimic's and Isaac Lab's HDF5",
+        "trajstore.importers.robomimic:import_robomimic",
+        "trajstore.exporters.robomimic:export_robomimic",
+    ),
+    "d4rl": Format("D4RL's flat HDF5", "trajstore.importers.flat:import_d4rl", "trajstore.exporters.flat:export_d4rl"),
+    "ogbench": Format(
+        "OGBench's flat npz", "trajstore.importers.flat:import_ogbench", "trajstore.exporters.flat:export_ogbench"
+    ),
+    "flat": Format(
+        "a plain npz with offsets, no pickles",
+        "trajstore.importers.flat:import_flat",
+        "trajstore.exporters.flat:export_flat",
+    ),
+    "diffusion_policy": Format(
+        "diffusion_policy's and UMI's Zarr replay buffers",
+        "trajstore.importers.diffusion_policy:import_diffusion_policy",
+        "trajstore.exporters.diffusion_policy:export_diffusion_policy",
+        markers=("meta/episode_ends",),
+    ),
+    "lerobot": Format(
+        "LeRobot v3 folders",
+        "trajstore.importers.lerobot:import_lerobot",
+        "trajstore.exporters.lerobot:export_lerobot",
+        markers=("meta/info.json",),
+    ),
+    "table": Format(
+        "the table of trajectories, as Parquet or Arrow",
+        exporter="trajstore.exporters.table:export_table",
+        suffixes=(".parquet", ".arrow", ".feather"),
+    ),
+    "pt": Format("one .pt a trajectory", exporter="trajstore.exporters.tensors:export_pt"),
+    "tensordict": Format("a memory-mapped TensorDict", exporter="trajstore.exporters.tensors:export_tensordict"),
 }
 
 
@@ -76,7 +123,7 @@ def recognise(path: str, kind: str, flag: str) -> str:
 def store_of(argument: str | None, ckpt_dir: str | None) -> str:
     """The store that a command is to open; data of another format is refused with the way in."""
     path = one_of("STORE", argument, "--ckpt_dir", ckpt_dir)
-    if not os.path.exists(os.path.join(path, ROOT)):
+    if not os.path.exists(os.path.join(path, ROOT)) and not is_hdf5(path):
         for name in names("importer"):
             if _looks_like(FORMATS[name], path):
                 hint = f"take it in with `trajstore import {path} new.zarr`"

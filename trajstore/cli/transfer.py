@@ -56,6 +56,8 @@ def import_(
 @option("--out", "--out-npz", "out_option", metavar="OUT", type=click.Path(), help="The file to write, as an option.")
 @option("--to", "format_name", type=click.Choice(formats.names("exporter")), help="By default told from OUT.")
 @option("-w", "--where", help="Only trajectories for which this holds, e.g. 'success & (length > 50)'.")
+@option("--fields", metavar="NAMES", help="These fields only, separated by commas.")
+@option("--limit", type=click.IntRange(min=0), help="The first so many trajectories.")
 @option("--mode", metavar="MODE", help="routes: full, pkd, cca, pkd_cca or analysis.")
 @option("--keys", metavar="NAMES", help="These keys only, separated by commas.")
 @option("--max-routes", "max_routes", type=click.IntRange(min=0), help="The first so many trajectories.")
@@ -73,6 +75,8 @@ def export(
     out_option: str | None,
     format_name: str | None,
     where: str | None,
+    fields: str | None,
+    limit: int | None,
     keys: str | None,
     no_compress: bool,
     no_atomic: bool,
@@ -101,6 +105,7 @@ def export(
     function = formats.load(name, "exporter")
     given |= {
         "keys": [key.strip() for key in keys.split(",")] if keys else None,
+        "fields": [field.strip() for field in fields.split(",")] if fields else None,
         "compress": False if no_compress else None,
         "atomic": False if no_atomic else None,
         "overwrite": True if overwrite else None,
@@ -113,11 +118,17 @@ def export(
             dataset = dataset.where(where)
         except (SchemaError, NotFoundError) as error:
             raise usage(f"--where: {error.message}") from error
+    if limit is not None:
+        dataset = dataset[:limit]
     with progress_bar("export", hidden=no_progress or as_json) as progress:
-        count = function(dataset, path, progress=progress, **options)
+        done = function(dataset, path, progress=progress, **options)
+    count = getattr(done, "trajectories", done)
+    warnings = getattr(done, "warnings", ())
     if as_json:
-        print_json({"trajectories": count, "path": path, "bytes": _bytes(path), "format": name})
+        print_json({"trajectories": count, "path": path, "bytes": _bytes(path), "format": name, "warnings": warnings})
     else:
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
         click.echo(f"{number(count)} trajectories -> {path} ({size(_bytes(path))})")
 
 

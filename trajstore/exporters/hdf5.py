@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,16 @@ from trajstore.__about__ import __version__
 from trajstore.checksum import crc32
 from trajstore.dataset import Dataset
 from trajstore.encoding import clock_layout, column_layout, field_layout
-from trajstore.errors import AlreadyExistsError, CorruptionError, SchemaError, StorageError
+from trajstore.errors import CorruptionError, NotFoundError, SchemaError
 from trajstore.gather import ArrayReader
 from trajstore.hdf5storage import BLOSC_FILTER, CHECKSUM, MANIFEST, Hdf5Storage, h5py_module
 from trajstore.intervals import IntervalSet
 from trajstore.layout import ArrayLayout
 from trajstore.manifest import SET_NAMES, Commit, Manifest
+from trajstore.output import made_aside
 from trajstore.schema import ID, Field, Rule, Schema
 from trajstore.shard import encode_frame
 from trajstore.snapshot import Snapshot
-from trajstore.storage import LocalStorage
 
 _COMPRESSORS = {"blosclz": 0, "lz4": 1, "lz4hc": 2, "zlib": 4, "zstd": 5}
 
@@ -51,6 +51,7 @@ def export_hdf5(
     dataset: Dataset,
     path: str | os.PathLike[str],
     *,
+    fields: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Moved:
     """Write a dataset, or a selection of one, into one HDF5 file.
@@ -60,6 +61,7 @@ def export_hdf5(
 
     Parameters
     ----------
+    fields : only these.
     progress : is called with arrays written and arrays there are.
 
     Raises
@@ -69,28 +71,16 @@ def export_hdf5(
     SchemaError
         The stores do not agree on a field.
     """
-    target = os.path.abspath(os.fspath(path))
-    folder, name = os.path.split(target)
-    storage = LocalStorage(folder)
-    storage.make_root()
-    if os.path.lexists(target):
-        raise AlreadyExistsError(f"{target} exists", hint="choose another path")
-    schema = _united(dataset)
-    temporary = f"tmp.{uuid.uuid4().hex}"
-    try:
-        with h5py_module().File(storage.describe(temporary), "w", libver="latest") as file:
+    schema = _united(dataset, fields)
+    with made_aside(path) as aside:
+        with h5py_module().File(aside, "w", libver="latest") as file:
             counts, sources = _write(file, dataset, schema, progress)
-        _sync(storage.describe(temporary))
-        done = Moved(len(dataset), *counts, storage.size(temporary) or 0)
-        _verify(storage.describe(temporary), dataset, schema, sources)
-        storage.link(temporary, name)
-    finally:
-        storage.remove(temporary)
-    storage.sync_folder("")
-    return done
+        _verify(aside, dataset, schema, sources)
+        size = os.path.getsize(aside)
+    return Moved(len(dataset), *counts, size)
 
 
-def _united(dataset: Dataset) -> Schema:
+def _united(dataset: Dataset, wanted: Sequence[str] | None) -> Schema:
     """The first store's schema, over the fields of all; where another stores a field otherwise, plainly."""
     first = dataset.snapshots[0].manifest.schema
     fields = dict(first.fields)
@@ -106,7 +96,11 @@ def _united(dataset: Dataset) -> Schema:
             if spec.rule != mine.rule:
                 fields[path] = replace(mine, rule=Rule())
     clocks = {name: clock for s in reversed(dataset.snapshots) for name, clock in s.manifest.schema.clocks.items()}
-    plain = {path: replace(spec, array=f"steps/{path}") for path, spec in fields.items()}
+    for path in wanted or ():
+        if path not in fields:
+            raise NotFoundError(f"there is no field {path!r}", hint="there are " + ", ".join(fields))
+    kept = [path for path in fields if wanted is None or path in wanted]
+    plain = {path: replace(fields[path], array=f"steps/{path}") for path in kept}
     return Schema(plain, clocks, first.columns, first.absent)
 
 
@@ -296,13 +290,3 @@ def _verify(path: str, dataset: Dataset, schema: Schema, sources: Mapping[str, l
         if reader.layout.row_bytes:
             for _ in reader.frames(_covering(snapshot.pairs(str(spec.clock), rows), reader.layout.chunk_rows)):
                 pass
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        raise StorageError(f"could not sync {path}: {error.strerror}", errno=error.errno) from error
-    finally:
-        os.close(fd)

@@ -94,6 +94,10 @@ class NpzWriter:
         memory = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data] if array.size else []
         self._member(name, _npy_header(array.dtype, array.shape), memory)
 
+    def rows(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[Any]) -> None:
+        """A plain array of ``shape`` whose rows come in blocks (n, *shape[1:]); ``SchemaError`` if they differ."""
+        self._member(name, _npy_header(dtype, shape), _row_bytes(name, dtype, shape, blocks))
+
     def scalar_object(self, name: str, value: object) -> None:
         """One Python value as a 0-d object array: what ``np.load(...)[name].item()`` gives back."""
         self._member(name, _npy_header(np.dtype(object), ()), object_array((), [value], f"key {name!r}"))
@@ -239,3 +243,15 @@ def _copy(source: LocalStorage, key: str, target: LocalStorage, name: str) -> No
     for start in range(0, size, _BUFFER):
         stop = min(start + _BUFFER, size)
         target.append(name, source.read(key, start, stop), sync=stop == size)
+
+
+def _row_bytes(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[Any]) -> Iterator[memoryview]:
+    rows = 0
+    for block in blocks:
+        rows += len(block)
+        if block.dtype != dtype or block.shape[1:] != shape[1:]:
+            raise SchemaError(f"key {name!r} got rows {block.dtype} {block.shape[1:]}, expected {dtype} {shape[1:]}")
+        if block.size:
+            yield np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+    if rows != shape[0]:
+        raise SchemaError(f"key {name!r} got {rows} rows, expected {shape[0]}")

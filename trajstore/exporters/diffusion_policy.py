@@ -1,0 +1,96 @@
+"""A dataset as diffusion_policy's and UMI's Zarr v2 replay buffer: ``data/<key>`` time first, ``meta/episode_ends``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from trajstore.dataset import Dataset
+from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.output import Exported, made_aside
+
+_BLOCK_BYTES = 16 << 20
+
+
+def export_diffusion_policy(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    *,
+    fields: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Exported:
+    """Write a Zarr v2 group; every array has as many rows as there are steps, which is what the format demands.
+
+    Fields of T + 1 rows lose the last one; fields on other clocks, strings and JSON, and the columns are left out, and
+    named in the warnings. The ``/`` of a nested field becomes ``_``. Chunks of about 1 MiB, Blosc Zstd.
+    Raises ``SchemaError`` if a field that was asked for cannot be carried, or a trajectory lacks one.
+    """
+    try:
+        import zarr
+        from numcodecs import Blosc
+    except ImportError as error:
+        raise MissingDependencyError("this needs zarr", hint="pip install 'trajstore[zarr]'") from error
+    relations = {name: clock.relation for name, clock in dataset.schema.clocks.items()}
+    able = {
+        name
+        for name, spec in dataset.fields.items()
+        if not spec.whole and relations.get(str(spec.clock)) in ("main", "last_row_extra")
+    }
+    names = [name for name in dataset.fields if name in able] if fields is None else list(fields)
+    for name in names:
+        if name not in able:
+            raise SchemaError(f"field {name!r} does not have a row for each step", hint="leave it out")
+        if (dataset.field_pairs(name)[:, 0] < 0).any():
+            raise SchemaError(f"some trajectories have no {name!r}", hint="leave it out, or those trajectories")
+    warnings = (
+        [f"fields left out: {', '.join(sorted(set(dataset.fields) - set(names)))}"]
+        if set(dataset.fields) - set(names)
+        else []
+    )
+    extra = [name for name in names if relations[str(dataset.fields[name].clock)] == "last_row_extra"]
+    if extra:
+        warnings.append("the observation after the last step was left out of " + ", ".join(extra))
+    warnings.append("columns left out: " + ", ".join(dataset.columns))
+    steps = int(dataset.lengths.sum())
+    with made_aside(path) as aside:
+        root = zarr.open_group(aside, mode="w", zarr_format=2)
+        for done, name in enumerate(names, 1):
+            rows = dataset.steps[name]
+            key = name.replace("/", "_")
+            chunk = max(1, min(steps, (1 << 20) // max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)))
+            out = root.create_array(
+                f"data/{key}",
+                shape=(steps, *rows.shape[1:]),
+                chunks=(chunk, *rows.shape[1:]),
+                dtype=rows.dtype,
+                compressors=Blosc(cname="zstd", clevel=5),
+            )
+            _fill(out, dataset, name)
+            if progress is not None:
+                progress(done, len(names))
+        ends = root.create_array(
+            "meta/episode_ends", shape=(len(dataset),), dtype="int64", chunks=(max(len(dataset), 1),)
+        )
+        ends[:] = np.cumsum(dataset.lengths)
+    return Exported(len(dataset), steps, tuple(warnings))
+
+
+def _fill(out: Any, dataset: Dataset, name: str) -> None:
+    """Copy the first T rows of every trajectory, some megabytes at a time."""
+    lengths = dataset.lengths
+    row = max(int(np.prod(out.shape[1:])) * out.dtype.itemsize, 1)
+    at = first = 0
+    while first < len(dataset):
+        stop = first + 1
+        while stop < len(dataset) and int(lengths[first : stop + 1].sum()) * row <= _BLOCK_BYTES:
+            stop += 1
+        trajectories = np.repeat(np.arange(first, stop), lengths[first:stop])
+        inner = np.arange(len(trajectories)) - np.repeat(
+            np.cumsum(lengths[first:stop]) - lengths[first:stop], lengths[first:stop]
+        )
+        out[at : at + len(trajectories)] = dataset.take(name, trajectories, inner)
+        at += len(trajectories)
+        first = stop

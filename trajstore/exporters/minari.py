@@ -1,0 +1,159 @@
+"""A dataset as a Minari dataset (HDF5), which ``minari.MinariDataset`` loads.
+
+Layout and names: Farama Foundation, Minari 0.5, ``main_data.hdf5`` and ``metadata.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trajstore.__about__ import __version__
+from trajstore.dataset import Dataset
+from trajstore.errors import SchemaError
+from trajstore.hdf5storage import h5py_module
+from trajstore.output import Exported, made_aside
+from trajstore.roles import Episode, Roles, episodes, find_roles, not_carried
+from trajstore.schema import Field
+
+_CARRIED = ("seed",)
+
+
+def export_minari(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    *,
+    dataset_id: str = "",
+    final_observation: str = "refuse",
+    observation_space: Mapping[str, Any] | None = None,
+    action_space: Mapping[str, Any] | None = None,
+    env_spec: str | None = None,
+    fields: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **roles: str,
+) -> Exported:
+    """Write a Minari dataset folder.
+
+    Parameters
+    ----------
+    path : of the folder; it is made.
+    dataset_id : Minari's name of it, ``env/name-v0``; by default the folder's name.
+    final_observation : Minari has T + 1 observations. Where the store has T: ``"refuse"``, or ``"repeat"`` the last.
+    observation_space, action_space : as Minari serialises spaces; by default those that the store's configuration
+        holds under these names, or boxes (integers of one dimension: discrete) that hold all values' dtypes.
+    env_spec : the environment's specification as Gymnasium serialises it; by default from the configuration.
+    fields : only these. roles : see ``trajstore.roles.find_roles``.
+
+    Notes
+    -----
+    Images are written as they are, not as JPEG. Fields without a role go to ``infos`` if they have T or T + 1 rows.
+    """
+    if final_observation not in ("refuse", "repeat"):
+        raise SchemaError(f"final_observation is 'refuse' or 'repeat', not {final_observation!r}")
+    found = find_roles(dataset, fields, **roles)
+    if not found.final and final_observation == "refuse":
+        raise SchemaError(
+            "Minari has an observation after the last step, and this dataset has none",
+            hint="final_observation='repeat' writes the last one twice",
+        )
+    config = dataset.snapshots[0].manifest.config.get("values", {})
+    observation_space = observation_space or config.get("observation_space")
+    action_space = action_space or config.get("action_space")
+    infos = [name for name in found.others if _is_info(dataset.fields[name], dataset)]
+    steps = 0
+    with made_aside(path) as aside:
+        os.makedirs(os.path.join(aside, "data"))
+        actions: dict[str, int] = {}
+        with h5py_module().File(os.path.join(aside, "data", "main_data.hdf5"), "w", track_order=True) as file:
+            for number, one in enumerate(episodes(dataset, found)):
+                _write(file.create_group(f"episode_{number}"), number, one, found, infos)
+                _widen(actions, one)
+                steps += len(one)
+                if progress is not None:
+                    progress(number + 1, len(dataset))
+        metadata = {
+            "total_episodes": len(dataset),
+            "total_steps": steps,
+            "data_format": "hdf5",
+            "observation_space": json.dumps(
+                observation_space or config.get("observation_space") or _space(found.observations, dataset, {})
+            ),
+            "action_space": json.dumps(
+                action_space or config.get("action_space") or _space(found.actions, dataset, actions)
+            ),
+            "dataset_id": dataset_id or os.path.basename(os.path.normpath(os.fspath(path))),
+            "minari_version": "0.5.4",
+            "jpeg_encoding": False,
+            "description": f"written by trajstore {__version__}",
+        }
+        if env_spec or config.get("env_spec"):
+            metadata["env_spec"] = env_spec or config["env_spec"]
+        size = os.path.getsize(os.path.join(aside, "data", "main_data.hdf5"))
+        with open(os.path.join(aside, "data", "metadata.json"), "w") as out:
+            json.dump({**metadata, "dataset_size": round(size / 1e6, 1)}, out)
+    warnings = not_carried(found, dataset, (*_CARRIED, *infos))
+    if not found.final:
+        warnings.append("there was no final observation: the last one was written twice")
+    return Exported(len(dataset), steps, tuple(warnings))
+
+
+def _is_info(spec: Field, dataset: Dataset) -> bool:
+    relation = dataset.schema.clocks[str(spec.clock)].relation
+    return not spec.whole and relation in ("main", "last_row_extra")
+
+
+def _write(group: Any, number: int, one: Episode, roles: Roles, infos: Sequence[str]) -> None:
+    group.attrs["id"] = number
+    group.attrs["total_steps"] = len(one)
+    if "seed" in one.columns:
+        group.attrs["seed"] = int(one.columns["seed"])
+    for name, rows in one.observations.items():
+        rows = rows if roles.final else np.concatenate((rows, rows[-1:]))
+        _put(group, "observations", name, rows)
+    for name, rows in one.actions.items():
+        _put(group, "actions", name, rows)
+    group["rewards"] = one.rewards
+    group["terminations"] = one.terminations
+    group["truncations"] = one.truncations
+    for name in infos:
+        if one.others[name] is not None:
+            group[f"infos/{name}"] = one.others[name]
+
+
+def _put(group: Any, role: str, name: str, rows: np.ndarray[Any, Any]) -> None:
+    group[f"{role}/{name}" if name else role] = rows
+
+
+def _widen(largest: dict[str, int], one: Episode) -> None:
+    for name, rows in one.actions.items():
+        if rows.dtype.kind in "iu" and rows.ndim == 1 and len(rows):
+            largest[name] = max(largest.get(name, 0), int(rows.max()))
+
+
+def _space(paths: Mapping[str, str], dataset: Dataset, largest: Mapping[str, int]) -> dict[str, Any]:
+    """A space that holds every value of these fields, in Minari's serialisation."""
+    if list(paths) == [""]:
+        return _box(dataset.fields[paths[""]], largest.get(""))
+    tree: dict[str, Any] = {"type": "Dict", "subspaces": {}}
+    for name, path in paths.items():
+        node = tree
+        *parents, last = name.split("/")
+        for parent in parents:
+            node = node["subspaces"].setdefault(parent, {"type": "Dict", "subspaces": {}})
+        node["subspaces"][last] = _box(dataset.fields[path], largest.get(name))
+    return tree
+
+
+def _box(spec: Field, largest: int | None) -> dict[str, Any]:
+    dtype = np.dtype("float32") if spec.dtype == "bfloat16" else np.dtype(spec.dtype)
+    if largest is not None and not spec.shape:
+        return {"type": "Discrete", "dtype": "int64", "start": 0, "n": largest + 1}
+    if dtype.kind == "b":
+        return {"type": "MultiBinary", "n": list(spec.shape) or 1}
+    bounds = (-np.inf, np.inf) if dtype.kind in "fc" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    low, high = (np.full(spec.shape, bound, dtype).tolist() for bound in bounds)
+    return {"type": "Box", "dtype": dtype.name, "shape": list(spec.shape), "low": low, "high": high}

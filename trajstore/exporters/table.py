@@ -1,0 +1,46 @@
+"""The table of trajectories as Parquet or Arrow (Feather): a row for each, ``length`` and strings among the columns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from trajstore.dataset import Dataset
+from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.output import Exported, made_aside
+
+
+def export_table(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    *,
+    fields: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Exported:
+    """Write ``.parquet``, or ``.arrow`` / ``.feather``. ``fields`` : columns to write, by default all.
+
+    The fields' rows are not in it: their names are in the warnings.
+    """
+    try:
+        import pyarrow
+        from pyarrow import feather, parquet
+    except ImportError as error:
+        raise MissingDependencyError("this needs pyarrow", hint="pip install 'trajstore[interchange]'") from error
+    suffix = os.path.splitext(os.fspath(path))[1]
+    if suffix not in (".parquet", ".arrow", ".feather"):
+        raise SchemaError(f"{os.fspath(path)} names no table format", hint="end it with .parquet, .arrow or .feather")
+    table = dataset.table
+    names = list(table) if fields is None else list(fields)
+    columns = {}
+    for done, name in enumerate(names, 1):
+        columns[name] = pyarrow.array(table[name])
+        if progress is not None:
+            progress(done, len(names))
+    with made_aside(path) as aside:
+        found = pyarrow.table(columns)
+        if suffix == ".parquet":
+            parquet.write_table(found, aside, compression="zstd")
+        else:
+            feather.write_feather(found, aside)
+    left = [name for name in dataset.fields if name not in names]
+    return Exported(len(dataset), int(dataset.lengths.sum()), (f"rows of fields left out: {', '.join(left)}",))

@@ -1,0 +1,123 @@
+"""LeRobot's format v3 into a store; images that lie in the Parquet files as PNG are decoded."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from trajstore.errors import FormatError, MissingDependencyError, NotFoundError
+from trajstore.output import Exported
+from trajstore.writer import create
+
+_LEFT = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+
+
+def import_lerobot(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Exported:
+    """Make a store of a LeRobot v3 folder: each feature becomes a field, its dots ``/``; the task a string field.
+
+    ``fps``, ``robot_type`` and ``features`` go into the configuration. ``options`` : of :func:`trajstore.create`.
+    Raises ``FormatError`` for features that lie in videos: decode those with LeRobot.
+    """
+    root = os.fspath(source)
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingDependencyError("this needs pyarrow", hint="pip install 'trajstore[interchange]'") from error
+    try:
+        with open(os.path.join(root, "meta/info.json")) as file:
+            info = json.load(file)
+    except OSError as error:
+        raise NotFoundError(f"there is no LeRobot dataset at {root}: it has no meta/info.json") from error
+    if not str(info.get("codebase_version", "")).startswith("v3"):
+        raise FormatError(f"{root} is LeRobot {info.get('codebase_version')}, and v3.0 is read here")
+    videos = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
+    if videos:
+        raise FormatError(f"{root} has the features {', '.join(videos)} as video", hint="decode them with LeRobot")
+    tasks = _tasks(parquet.read_table(os.path.join(root, "meta/tasks.parquet")))
+    config = {key: info.get(key) for key in ("fps", "robot_type", "features")}
+    count = min(int(info["total_episodes"]), limit if limit is not None else 1 << 62)
+    steps = 0
+    with create(destination, config=config, **options) as writer:
+        for done, rows in enumerate(_episodes(parquet, root, info, count), 1):
+            fields = {
+                _field(name): _rows(rows[name], feature)
+                for name, feature in info["features"].items()
+                if name not in _LEFT and name in rows
+            }
+            writer.append({**fields, "task": tasks.get(int(rows["task_index"][0].as_py()), "")})
+            steps = writer.steps
+            if progress is not None:
+                progress(done, count)
+    return Exported(count, steps, ("timestamps left out: they are frame / fps",))
+
+
+def _field(name: str) -> str:
+    return {"observation": "observation/state"}.get(name, name.replace(".", "/"))
+
+
+def _tasks(table: Any) -> dict[int, str]:
+    text = next(name for name in table.column_names if name != "task_index")
+    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist()))
+
+
+def _episodes(parquet: Any, root: str, info: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """The columns of each episode in order; frames of one episode lie side by side, in one file."""
+    folder = os.path.join(root, "data")
+    files = sorted(
+        os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if name.endswith(".parquet")
+    )
+    seen = 0
+    pending: Any = None
+    for path in files:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            pending = batch if pending is None else _joined(pending, batch)
+            owners = pending.column("episode_index").to_numpy()
+            edges = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]
+            for start, stop in itertools.pairwise(edges):
+                yield _columns(pending.slice(start, stop - start))
+                seen += 1
+                if seen == count:
+                    return
+            pending = pending.slice(edges[-1])
+    if pending is not None and len(pending) and seen < count:
+        yield _columns(pending)
+
+
+def _joined(first: Any, second: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.Table.from_batches([first, second]).combine_chunks().to_batches()[0]
+
+
+def _columns(batch: Any) -> dict[str, Any]:
+    return dict(zip(batch.schema.names, batch.columns))
+
+
+def _rows(column: Any, feature: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    if feature["dtype"] == "image":
+        return np.stack([_image(row["bytes"]) for row in column.to_pylist()])
+    if hasattr(column, "flatten") and hasattr(column.type, "value_type"):
+        values = np.asarray(column.flatten())
+        return values.reshape(len(column), -1).astype(feature["dtype"], copy=False)
+    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(feature["dtype"], copy=False)
+
+
+def _image(data: bytes) -> np.ndarray[Any, Any]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingDependencyError("images need Pillow", hint="pip install 'trajstore[interchange]'") from error
+    return np.asarray(Image.open(io.BytesIO(data)))

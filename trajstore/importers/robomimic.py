@@ -1,0 +1,114 @@
+"""robomimic's and Isaac Lab's HDF5 into a store."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from trajstore.errors import FormatError
+from trajstore.hdf5storage import h5py_module
+from trajstore.output import Exported
+from trajstore.schema import Clock, Column, Field
+from trajstore.writer import create
+
+
+def import_robomimic(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    mask: str | None = None,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Exported:
+    """Make a store of a robomimic file.
+
+    Where ``next_obs`` continues ``obs`` by one step, bit for bit, ``obs`` gets T + 1 rows and ``next_obs`` is left out;
+    otherwise both are fields of T rows. ``dones`` stays a field, ``seed`` and ``success`` become columns, masks bool
+    columns ``mask.<key>``, and ``env_args`` goes into the configuration.
+
+    Parameters
+    ----------
+    mask : only the demonstrations of this split. options : of :func:`trajstore.create`.
+
+    Raises ``FormatError``.
+    """
+    place = os.fspath(source)
+    steps = 0
+    with h5py_module().File(place, "r") as file:
+        if "data" not in file:
+            raise FormatError(f"{place} has no group /data", hint="is it a robomimic file?")
+        data = file["data"]
+        masks = {key: {_text(name) for name in names[()]} for key, names in file.get("mask", {}).items()}
+        if mask is not None and mask not in masks:
+            raise FormatError(f"{place} has no mask {mask!r}", hint="it has " + ", ".join(masks))
+        names = sorted((name for name in data if name.startswith("demo_")), key=lambda name: int(name[5:]))
+        names = [name for name in names if mask is None or name in masks[mask]][:limit]
+        if not names:
+            raise FormatError(f"{place} holds no demonstrations")
+        joined = all(_continues(data[name]) for name in names)
+        columns = _columns(data[names[0]], masks)
+        config = {"env_args": json.loads(_text(data.attrs.get("env_args", "{}")))}
+        declared, clocks = _declared(data[names[0]], joined)
+        with create(destination, config=config, fields=declared, clocks=clocks, columns=columns, **options) as writer:
+            for count, name in enumerate(names, 1):
+                fields = dict(_fields(data[name], joined))
+                values: dict[str, Any] = {
+                    key: data[name].attrs[key].item() for key in ("seed", "success") if key in columns
+                }
+                values |= {f"mask.{key}": name in members for key, members in masks.items()}
+                writer.append({path: fields.get(path) for path in declared}, **values)
+                steps += len(fields["actions"]) if "actions" in fields else int(data[name].attrs["num_samples"])
+                if progress is not None:
+                    progress(count, len(names))
+    return Exported(len(names), steps)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _columns(demo: Any, masks: dict[str, set[str]]) -> dict[str, Column]:
+    columns = {f"mask.{key}": Column("bool") for key in masks}
+    for key in ("seed", "success"):
+        if key in demo.attrs:
+            columns[key] = Column(np.asarray(demo.attrs[key]).dtype.name)
+    return columns
+
+
+def _continues(demo: Any) -> bool:
+    """Whether ``next_obs`` is ``obs`` one step later, so that T + 1 rows hold both."""
+    if "obs" not in demo or "next_obs" not in demo or set(demo["obs"]) != set(demo["next_obs"]):
+        return False
+    return all(np.array_equal(demo["obs"][key][1:], demo["next_obs"][key][:-1]) for key in demo["obs"])
+
+
+def _fields(demo: Any, joined: bool) -> Iterator[tuple[str, Any]]:
+    for path, rows in _leaves(demo, ""):
+        if joined and path.startswith("next_obs/"):
+            continue
+        if joined and path.startswith("obs/"):
+            rows = np.concatenate((rows, demo[f"next_{path}"][-1:]))
+        yield path, rows
+
+
+def _leaves(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, node in group.items():
+        if hasattr(node, "items"):
+            yield from _leaves(node, f"{prefix}{name}/")
+        elif node.ndim:
+            yield prefix + name, node[()]
+
+
+def _declared(demo: Any, joined: bool) -> tuple[dict[str, Field], dict[str, Clock]]:
+    steps = int(demo.attrs["num_samples"])
+    fields, clocks = {}, {"steps": Clock("main")}
+    for path, rows in _fields(demo, joined):
+        clock = {steps: "steps", steps + 1: "obs"}.get(len(rows), path.replace("/", "."))
+        clocks.setdefault(clock, Clock("last_row_extra" if clock == "obs" else "none"))
+        fields[path] = Field(rows.dtype.name, rows.shape[1:], clock)
+    return fields, clocks
