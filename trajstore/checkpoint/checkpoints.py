@@ -16,7 +16,7 @@ from typing import Any
 from trajstore.checkpoint import tensors
 from trajstore.checkpoint.arena import Arena, Plan, Staging, plan
 from trajstore.checkpoint.chunks import Pool
-from trajstore.checkpoint.folder import write_rules
+from trajstore.checkpoint.folder import read_rules, write_rules
 from trajstore.checkpoint.interrupt import Signals
 from trajstore.checkpoint.reading import Reader, verify_checkpoint
 from trajstore.checkpoint.record import Record
@@ -178,7 +178,9 @@ class Checkpoints:
         self._abandoned: int | None = None
         self._resumed: int | None = None
         self._serial = 0
-        if not read_only:
+        if read_only:
+            self._rules = read_rules(self._storage)  # they say what is best
+        else:
             self._claim()
 
     def _claim(self) -> None:

@@ -145,7 +145,7 @@ def best_of(
 ) -> Checkpoint | None:
     """The best checkpoint by a metric: the one named, that of the folder's rules, or one with a usual name."""
     if metric is None:
-        rules = read_rules(folder).best_rules
+        rules = read_rules(folder.storage).best_rules
         if rules:
             metric, mode = rules[0][0], rules[0][1]
         else:
@@ -175,12 +175,12 @@ def write_rules(storage: Storage, rules: Retention) -> None:
     publish_file(storage, RULES, [json.dumps(facts).encode()])
 
 
-def read_rules(folder: Folder) -> Retention:
+def read_rules(storage: Storage) -> Retention:
     """The rules of the run that saves here; empty ones where they are not known."""
-    if folder.storage.size(RULES) is None:
+    if storage.size(RULES) is None:
         return Retention()
     try:
-        facts = json.loads(folder.storage.read(RULES))
+        facts = json.loads(storage.read(RULES))
         best = [(str(metric), str(mode), int(count)) for metric, mode, count in facts.get("keep_best") or ()]
         return Retention(keep_last=facts.get("keep_last"), keep_best=best, keep_every=facts.get("keep_every"))
     except (ValueError, TypeError, AttributeError):

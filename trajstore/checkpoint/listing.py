@@ -44,7 +44,7 @@ def list_checkpoints(path: str | Path) -> Listing:
     folder = open_folder(path)
     found = folder.checkpoints()
     best = best_of(folder, found)
-    kept = select(map(candidate, found), read_rules(folder))
+    kept = select(map(candidate, found), read_rules(folder.storage))
     seen: set[tuple[int, int]] = set()
     rows = []
     for checkpoint in found:
