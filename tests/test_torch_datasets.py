@@ -147,10 +147,11 @@ def test_a_stream_has_the_same_order_for_any_workers(steps: StepDataset, workers
     assert actions(loader) == Order(STEPS, 3).at(0, np.arange(STEPS)).tolist()[: 8 * len(stream)]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_the_state_counts_what_came_out_not_what_was_prepared(steps: StepDataset) -> None:
     expected = Order(STEPS, 3).at(0, np.arange(STEPS)).tolist()
-    for prefetch in (0, 4):
-        loader = Loader(steps, 4, seed=3, prefetch=prefetch)
+    for prefetch, workers in ((0, 0), (4, 0), (2, 2)):
+        loader = Loader(steps, 4, seed=3, prefetch=prefetch, workers=workers)
         iterator = iter(loader)
         taken = actions(next(iterator) for _ in range(3))
         state = json.loads(json.dumps(loader.state_dict()))
@@ -159,6 +160,16 @@ def test_the_state_counts_what_came_out_not_what_was_prepared(steps: StepDataset
         again.load_state_dict(state)
         taken += actions(again)
         assert taken == expected[: 12 + (STEPS - 12) // 8 * 8]
+
+
+def test_ranks_are_those_of_torch_distributed(steps: StepDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    taken: list[int] = []
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+        taken += actions(Loader(steps, 5, seed=3))
+    assert sorted(taken) == sorted(Order(STEPS, 3).at(0, np.arange(60)).tolist())
 
 
 def test_weights_and_what_does_not_go_together(store: Path, steps: StepDataset) -> None:
