@@ -163,6 +163,7 @@ def test_export_chooses_trajectories_and_never_writes_over(store: Path, tmp_path
     done = cli("export", store, out, "--where", "seed >= 7", "--mode", "pkd", "--tmp_dir", tmp_path, "--json")
     assert json.loads(done.stdout) == {
         "trajectories": 3, "path": str(out), "bytes": out.stat().st_size, "format": "routes",
+        "warnings": [],
     }  # fmt: skip
     before = out.read_bytes()
     refused = cli("export", store, out)
