@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore import encoding
+from trajstore import encoding, plan, shardfile
 from trajstore.delete import delete
 from trajstore.errors import AlreadyExistsError, CorruptionError, NotFoundError, SchemaError, StorageError
 from trajstore.merge import blueprint, choose, gather_sources, merge, plan_merge
@@ -132,6 +132,24 @@ def test_files_are_copied_where_the_disk_makes_no_links(
 
     monkeypatch.setattr(LocalStorage, "link_from", refuse)
     assert_holds(merge(ranks[0], tmp_path / "all"), [expected for model in ranks[1] for expected in model])
+
+
+@pytest.mark.parametrize("order", ["source", "-seed"])
+def test_chunks_that_keep_their_borders_are_moved(
+    ranks: tuple[Path, list[Model]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    model = sorted((e for model in ranks[1] for e in model), key=lambda e: e["seed"] * (-1 if order == "-seed" else 1))
+    encoded: list[int] = []
+    encode = shardfile.encode_frame
+    monkeypatch.setattr(shardfile, "encode_frame", lambda rows, codec: encoded.append(1) or encode(rows, codec))
+    monkeypatch.setattr(plan, "_LONG", 1)
+    counts = []
+    for name, codec in (("moved", None), ("encoded", "balanced")):
+        encoded.clear()
+        assert_holds(merge(ranks[0], tmp_path / name, order=order, rewrite=True, codec=codec), model)
+        assert verify(tmp_path / name, deep=True).ok
+        counts.append(len(encoded))
+    assert counts[0] < (0.75 if order == "source" else 1) * counts[1]
 
 
 def test_a_merged_store_goes_on_and_is_merged_again(ranks: tuple[Path, list[Model]], tmp_path: Path) -> None:
@@ -410,9 +428,9 @@ def test_nothing_is_overwritten(ranks: tuple[Path, list[Model]], tmp_path: Path)
 
 def test_a_missing_shard_stops_the_merge(ranks: tuple[Path, list[Model]], tmp_path: Path) -> None:
     shutil.copytree(ranks[0], tmp_path / "ranks")
-    plan = plan_merge(tmp_path / "ranks").plan
-    link = plan.linked[2]
-    source = plan.snapshots[link.part]
+    planned = plan_merge(tmp_path / "ranks").plan
+    link = planned.linked[2]
+    source = planned.snapshots[link.part]
     os.remove(source.storage.describe(source.manifest.arrays[link.array][0].shard_key(link.source)))
     with pytest.raises(CorruptionError, match="is missing"):
         merge(tmp_path / "ranks", tmp_path / "all")

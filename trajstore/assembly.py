@@ -16,6 +16,7 @@ from trajstore.__about__ import __version__
 from trajstore.commit import Session
 from trajstore.encoding import clock_layout, column_layout
 from trajstore.errors import AlreadyExistsError
+from trajstore.gather import ArrayReader
 from trajstore.index import spans
 from trajstore.intervals import IntervalSet
 from trajstore.layout import LOCK, PRIVATE, SEALS, ArrayLayout, metadata_key, temporary
@@ -28,6 +29,8 @@ from trajstore.shardfile import bring_shard, write_shard
 from trajstore.snapshot import Snapshot
 from trajstore.storage import LocalStorage, Storage
 from trajstore.tasks import run
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 #: A path, or a folder's storage and a name in it.
 Destination = Union[str, "os.PathLike[str]", tuple[Storage, str]]
@@ -201,16 +204,50 @@ def _encode(task: Encoded, common: _Encoding) -> Shard:
     return write_shard(common.storage, task.layout, task.number, _chunks(task, common.snapshots))
 
 
-def _chunks(task: Encoded, snapshots: Sequence[Snapshot]) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """The chunks of a shard that hold rows, read a few at a time."""
-    layout = task.layout
-    first = task.number * layout.shard_rows
-    starts, counts = task.runs[:, TARGET] - first, task.runs[:, STOP] - task.runs[:, START]
-    size = layout.chunk_rows
-    step = size * max(1, _CHUNK_BYTES // layout.chunk_bytes)
+def _chunks(task: Encoded, snapshots: Sequence[Snapshot]) -> Iterator[tuple[int, np.ndarray[Any, Any] | bytes]]:
+    """The chunks of a shard that hold rows: those that keep their borders as frames, the others as rows."""
+    first = task.number * task.layout.chunks_per_shard
     readers = {
         part: _reader(snapshots[part], task.path, task.plainly[part]) for part in np.unique(task.runs[:, PART]).tolist()
     }
+    moved, runs = _movable(task)
+    for part, chunks, ahead in moved:
+        for chunk, frame in readers[part].frames(chunks):
+            yield chunk + ahead - first, frame
+    if len(runs):
+        yield from _encoded_chunks(task, runs, readers)
+
+
+def _movable(task: Encoded) -> tuple[list[tuple[int, Ints, int]], Ints]:
+    """Whole chunks of stores, each with how far ahead it goes, and the runs of rows that are left."""
+    size = task.layout.chunk_rows
+    starts, targets = task.runs[:, START], task.runs[:, TARGET]
+    stops = targets + task.runs[:, STOP] - starts
+    lows, highs = -(-targets // size), stops // size
+    whole = np.array(task.chunkwise)[task.runs[:, PART]] & ((targets - starts) % size == 0) & (lows < highs)
+    moved = []
+    left = [task.runs[~whole]]
+    for (part, start, stop, target), low, high in zip(
+        task.runs[whole].tolist(), lows[whole].tolist(), highs[whole].tolist()
+    ):
+        ahead = (target - start) // size
+        moved.append((part, np.arange(low - ahead, high - ahead), ahead))
+        before, behind = low * size - target, target + stop - start - high * size
+        left.append(np.array([[part, start, start + before, target], [part, stop - behind, stop, high * size]]))
+    rest = np.concatenate(left)
+    rest = rest[rest[:, START] < rest[:, STOP]]
+    return moved, rest[np.argsort(rest[:, TARGET], kind="stable")]
+
+
+def _encoded_chunks(
+    task: Encoded, runs: Ints, readers: Mapping[int, ArrayReader]
+) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """Chunks of rows, read a few at a time."""
+    layout = task.layout
+    first = task.number * layout.shard_rows
+    starts, counts = runs[:, TARGET] - first, runs[:, STOP] - runs[:, START]
+    size = layout.chunk_rows
+    step = size * max(1, _CHUNK_BYTES // layout.chunk_bytes)
     for block in range(0, layout.shard_rows, step):
         low = int(np.searchsorted(starts + counts, block, side="right"))
         high = int(np.searchsorted(starts, block + step, side="left"))
@@ -218,22 +255,21 @@ def _chunks(task: Encoded, snapshots: Sequence[Snapshot]) -> Iterator[tuple[int,
             continue
         rows = np.full((step, *layout.row_shape), layout.fill, layout.dtype)
         held = np.zeros(step, np.bool_)
-        parts = task.runs[low:high, PART]
+        parts = runs[low:high, PART]
         skipped = np.maximum(block - starts[low:high], 0)
         begin = starts[low:high] + skipped
         end = np.minimum(starts[low:high] + counts[low:high], block + step)
-        origin = task.runs[low:high, START] + skipped
-        for part, reader in readers.items():
+        origin = runs[low:high, START] + skipped
+        for part in np.unique(parts).tolist():
             mine = parts == part
-            if mine.any():
-                place = spans(begin[mine] - block, end[mine] - block)
-                rows[place] = reader.take(spans(origin[mine], origin[mine] + (end - begin)[mine]))
-                held[place] = True
+            place = spans(begin[mine] - block, end[mine] - block)
+            rows[place] = readers[part].take(spans(origin[mine], origin[mine] + (end - begin)[mine]))
+            held[place] = True
         for at in np.flatnonzero(held.reshape(-1, size).any(axis=1)).tolist():
             yield block // size + at, rows[at * size : (at + 1) * size]
 
 
-def _reader(snapshot: Snapshot, path: str, plainly: bool) -> Any:
+def _reader(snapshot: Snapshot, path: str, plainly: bool) -> ArrayReader:
     if plainly:
         return snapshot.reader(snapshot.manifest.schema.fields[path].array)
     return snapshot.field(path)

@@ -188,7 +188,8 @@ def merge(
     fill : values of integer and bool columns that only some stores have, see ``union.filling``.
     provenance : whether to add the columns ``source`` (a number in the root attribute ``trajstore_sources``) and
         ``source_id``.
-    rewrite : encode everything anew, without gaps, in the new order.
+    rewrite : make every file anew, in the new order and without gaps (but a few rows where a source begins). Chunks
+        that stay whole are moved as they are, unless another ``codec`` is given.
     codec : of a rewritten store; a profile's name, or a ``Codec``.
     link : whether shard files may be shared with the sources, which costs no bytes; otherwise they are copied.
     client : a ``dask.distributed.Client`` for the encoding.

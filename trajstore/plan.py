@@ -25,6 +25,7 @@ from trajstore.union import Union, unite
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Layouts = Callable[[Field, Codec], ArrayLayout]
 
+_LONG = 16  # chunks; so long a run is worth a gap that lets it keep its chunks
 _GAP = 4  # a source is linked if its gaps are no more than a quarter of its rows
 PART, START, STOP, TARGET = range(4)  # columns of runs: rows [start, stop) of a store's clock lie at target
 
@@ -46,6 +47,7 @@ class Encoded:
     """A shard that is made from rows. runs : int64 (k, 4), see ``PART``; their targets lie in this shard.
 
     plainly : for each store, whether its stored rows are stored rows here (one rule), or values must be.
+    chunkwise : for each store, whether its chunks can be taken over as they are, where they keep their borders.
     """
 
     layout: ArrayLayout
@@ -53,6 +55,7 @@ class Encoded:
     path: str
     runs: Ints
     plainly: tuple[bool, ...]
+    chunkwise: tuple[bool, ...]
 
     @property
     def raw_bytes(self) -> int:
@@ -137,9 +140,10 @@ def plan(
 
     Parameters
     ----------
-    rewrite : encode everything, without gaps, trajectory after trajectory.
+    rewrite : make every shard anew, without gaps, trajectory after trajectory.
     strict : link only shards of which every row is chosen, so that no other row travels along.
-    codec, layouts : of a rewritten store's fields; by default the codec that they have, in live shards.
+    codec, layouts : of a rewritten store's fields; by default the codec that they have, in live shards. Without another
+        codec, chunks that keep their borders are taken over as they are.
     fill : see ``union.unite``.
 
     Raises
@@ -171,13 +175,14 @@ def plan(
         mine = {path: _layout(path, union.schema.fields[path], sources, codec, wanted) for path in paths}
         pairs = _source_pairs(sources, clocks, groups, row)
         if rewrite:
-            axis = _packed(pairs, part)
+            axis = _packed(pairs, part, 1 if codec is not None else _step(mine))
         else:
             axis = _aligned(pairs, part, groups, [_alignments(source, mine) for source in sources])
         axes[clock] = axis
         for path, layout in mine.items():
             chosen_layouts[path] = layout
-            _divide(path, union.schema.fields[path], layout, axis, sources, rewrite, strict, linked, encoded)
+            moving = codec is None
+            _divide(path, union.schema.fields[path], layout, axis, sources, rewrite, strict, moving, linked, encoded)
     return Plan(snapshots, dataset.snapshots, part, row, union, axes, chosen_layouts, linked, encoded)
 
 
@@ -201,14 +206,17 @@ class _Source:
 
     def fits(self, path: str, layout: ArrayLayout) -> bool:
         """Whether this store's shards could stand in an array of that layout. Frames name their own compressor."""
+        return self.chunks_fit(path, layout) and self.array(path)[0].shard_rows == layout.shard_rows
+
+    def chunks_fit(self, path: str, layout: ArrayLayout) -> bool:
+        """Whether this store's chunks could."""
         if path not in self.fields:
             return False
         own = self.array(path)[0]
-        return (own.dtype, own.row_shape, own.chunk_rows, own.shard_rows, own.fill) == (
+        return (own.dtype, own.row_shape, own.chunk_rows, own.fill) == (
             layout.dtype,
             layout.row_shape,
             layout.chunk_rows,
-            layout.shard_rows,
             layout.fill,
         )
 
@@ -226,6 +234,11 @@ def _layout(
     return replace(fullest, path=spec.array, dimension=str(spec.clock))
 
 
+def _step(layouts: Mapping[str, ArrayLayout]) -> int:
+    """Rows in a chunk of the field that holds most bytes."""
+    return max(((layout.row_bytes, layout.chunk_rows) for layout in layouts.values()), default=(0, 1))[1]
+
+
 def _source_pairs(sources: Sequence[_Source], clocks: Sequence[str | None], groups: Sequence[Ints], row: Ints) -> Ints:
     pairs = np.full((len(row), 2), -1, np.int64)
     for source, clock, mine in zip(sources, clocks, groups):
@@ -237,26 +250,39 @@ def _source_pairs(sources: Sequence[_Source], clocks: Sequence[str | None], grou
 # -- where rows go -----------------------------------------------------------------------------------------------------
 
 
-def _packed(pairs: Ints, part: Ints) -> Axis:
-    """Rows trajectory after trajectory, in the dataset's order, without gaps."""
-    counts = pairs[:, 1] - pairs[:, 0]
-    ends = np.cumsum(counts)
-    starts = ends - counts
-    there = np.flatnonzero(counts > 0)
-    runs = np.stack((part[there], pairs[there, 0], pairs[there, 1], starts[there]), axis=1)
-    found = np.where(pairs[:, :1] < 0, -1, np.stack((starts, ends), axis=1))
-    return Axis(found, _joined(runs), int(ends[-1]) if len(ends) else 0)
+def _packed(pairs: Ints, part: Ints, step: int) -> Axis:
+    """Rows trajectory after trajectory, in the dataset's order, without gaps.
 
-
-def _joined(runs: Ints) -> Ints:
-    """The same rows in fewer runs, where one goes on where the one before ends."""
-    if len(runs) < 2:
-        return runs
+    Where a store's rows go on for long, they keep their places within chunks of ``step`` rows, so that whole chunks can
+    be moved as they are; that costs fewer than ``step`` rows each time.
+    """
+    there = np.flatnonzero(pairs[:, 0] < pairs[:, 1])
+    runs = np.column_stack((part[there], pairs[there], np.zeros(len(there), np.int64)))
     goes_on = (runs[1:, PART] == runs[:-1, PART]) & (runs[1:, START] == runs[:-1, STOP])
-    first = np.flatnonzero(np.concatenate(([True], ~goes_on)))
-    joined = runs[first]
-    joined[:, STOP] = runs[np.concatenate((first[1:] - 1, [len(runs) - 1])), STOP]
-    return joined
+    first = np.flatnonzero(np.concatenate(([True], ~goes_on))[: len(runs)])
+    inside = np.repeat(np.arange(len(first)), np.diff(np.concatenate((first, [len(runs)]))))
+    stops = runs[np.concatenate((first[1:], [len(runs)])) - 1, STOP] if len(first) else runs[:, STOP]
+    runs = runs[first]
+    runs[:, STOP] = stops
+    lengths = runs[:, STOP] - runs[:, START]
+    runs[:, TARGET] = _laid(runs[:, START], lengths, step)
+    found = np.where(pairs < 0, -1, 0)
+    found[there] = pairs[there] + (runs[:, TARGET] - runs[:, START])[inside][:, None]
+    return Axis(found, runs, int(runs[-1, TARGET] + lengths[-1]) if len(runs) else 0)
+
+
+def _laid(starts: Ints, lengths: Ints, step: int) -> Ints:
+    """Where runs begin that are laid end to end; the long ones where they keep their places within ``step`` rows."""
+    long = lengths >= _LONG * step
+    if step == 1 or not long.any():
+        return np.cumsum(lengths) - lengths
+    targets, at = [], 0
+    for start, length, moves in zip(starts.tolist(), lengths.tolist(), long.tolist()):
+        if moves:
+            at += (start - at) % step
+        targets.append(at)
+        at += length
+    return np.array(targets, np.int64)
 
 
 def _alignments(source: _Source, layouts: Mapping[str, ArrayLayout]) -> list[int]:
@@ -327,6 +353,7 @@ def _divide(
     sources: Sequence[_Source],
     rewrite: bool,
     strict: bool,
+    moving: bool,
     linked: list[Linked],
     encoded: list[Encoded],
 ) -> None:
@@ -340,6 +367,7 @@ def _divide(
     changes = np.cumsum(np.concatenate(([False], (offsets[1:] != offsets[:-1]) | (runs[1:, PART] != runs[:-1, PART]))))
     fits = [not rewrite and source.fits(path, layout) for source in sources]
     plainly = tuple(path in source.fields and source.fields[path].rule == spec.rule for source in sources)
+    chunkwise = tuple(moving and source.chunks_fit(path, layout) for source in sources)
     blocks = IntervalSet(np.stack((firsts // height, -(-lasts // height)), axis=1))
     numbers = blocks.nth(np.arange(len(blocks)))
     lows = np.searchsorted(lasts, numbers * height, side="right")
@@ -360,4 +388,4 @@ def _divide(
         clipped[:, START] += np.maximum(first - firsts[low:high], 0)
         clipped[:, STOP] -= np.maximum(lasts[low:high] - last, 0)
         clipped[:, TARGET] = np.maximum(firsts[low:high], first)
-        encoded.append(Encoded(layout, number, path, clipped, plainly))
+        encoded.append(Encoded(layout, number, path, clipped, plainly, chunkwise))

@@ -18,13 +18,15 @@ from trajstore.storage import Storage
 Rows = np.ndarray[Any, Any]
 
 
-def write_shard(storage: Storage, layout: ArrayLayout, number: int, chunks: Iterable[tuple[int, Rows]]) -> Shard:
+def write_shard(
+    storage: Storage, layout: ArrayLayout, number: int, chunks: Iterable[tuple[int, Rows | bytes]]
+) -> Shard:
     """Write shard ``number`` of an array that nobody else appends to.
 
     Parameters
     ----------
-    chunks : (chunk within the shard, rows (n, *row_shape) from its first row on); fewer rows than the chunk has are
-        filled up. A chunk that is not given is not stored.
+    chunks : (chunk within the shard, rows (n, *row_shape) from its first row on), or the frame of a whole chunk; fewer
+        rows than the chunk has are filled up. A chunk that is not given is not stored.
 
     Returns
     -------
@@ -38,7 +40,10 @@ def write_shard(storage: Storage, layout: ArrayLayout, number: int, chunks: Iter
     """
     shard = GrowingShard(layout, number)
     for chunk, rows in chunks:
-        shard.put(chunk, encode_frame(_whole(rows, layout), layout.codec), len(rows))
+        if isinstance(rows, bytes):
+            shard.put(chunk, rows, layout.chunk_rows)
+        else:
+            shard.put(chunk, encode_frame(_whole(rows, layout), layout.codec), len(rows))
     pieces, taken = shard.next_version()
     key, name = layout.shard_key(number), temporary(layout.path, uuid.uuid4().hex)
     storage.write(name, pieces)
