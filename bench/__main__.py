@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     parser.add_argument("--short", action="store_true", help="smaller work and three rounds: five minutes in all")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.add_argument("--markdown", metavar="FILE.md", help="put the table and versions into this page")
     parser.add_argument("--chart", metavar="FILE.png", help="draw the ratios beside their bars")
     parser.add_argument("--scaling", metavar="FILE.png", help="draw costs against the number of trajectories")
     parser.add_argument("--folder", help="where to work (default: a temporary folder)")
@@ -79,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if options.json:
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+    if options.markdown:
+        page = Path(options.markdown)
+        page.write_text(_with_table(page.read_text() if page.exists() else _MARKS, report, results))
     if options.chart or options.scaling:
         from bench import charts
 
@@ -87,6 +91,31 @@ def main(arguments: list[str] | None = None) -> int:
         if scaling:
             charts.scaling(scaling, options.scaling)
     return 0
+
+
+_BEGIN, _END = "<!-- begin: python -m bench -->", "<!-- end -->"
+_MARKS = f"{_BEGIN}\n{_END}\n"
+
+
+def _with_table(page: str, report: dict[str, Any], results: list[tuple[str, Claim]]) -> str:
+    """The page with what stands between its marks replaced by this run's table."""
+    before, _, rest = page.partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    reached = sum(claim.reached is True for _, claim in results)
+    barred = sum(claim.reached is not None for _, claim in results)
+    lines = [
+        _BEGIN,
+        "",
+        table([claim for _, claim in results]),
+        "",
+        f"{reached} of {barred} bars reached.{' A short run.' if report['short'] else ''} Measured with "
+        + ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        + ".",
+        *(f"\nNot measured: {name}: {why}" for name, why in report["skipped"].items()),
+        "",
+        _END,
+    ]
+    return before + "\n".join(lines) + after
 
 
 def _load() -> dict[str, str]:

@@ -29,7 +29,7 @@ def _store(bench: Bench, profile: str, steps: int) -> Path:
 
 
 def _steps(bench: Bench) -> int:
-    return 2_000 if bench.short else 8_000
+    return 1_000 if bench.short else 8_000
 
 
 def _peers(call: dict[str, Callable[[], Any]], optional: dict[str, Callable[[], Callable[[], Any]]]) -> dict[str, Any]:

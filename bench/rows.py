@@ -15,10 +15,12 @@ taken within each round. What they return is compared, outside of the time.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,19 @@ class Bench:
                 times.cpu[name].append((time.process_time() - used) / inner)
                 times.peak[name] = max(times.peak[name], _peak() - before)
         return times
+
+
+def fresh_peak(call: Callable[..., Any], *arguments: Any) -> int:
+    """Bytes by which a new process grows at most in one call of a function that can be imported."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_grow, call, arguments).result()
+
+
+def _grow(call: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
+    before = _reset_peak()
+    call(*arguments)
+    return _peak() - before
 
 
 def _same(a: Any, b: Any) -> bool:
