@@ -679,8 +679,9 @@ def _optional(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        name = module.split(".")[0]
         raise MissingDependencyError(
-            f"this needs {module.split('.')[0]}", hint=f"pip install 'trajstore[{extra}]'"
+            f"this needs {name}", hint=f"pip install 'trajstore[{extra}]'", name=name
         ) from error
 
 

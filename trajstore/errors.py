@@ -91,4 +91,8 @@ class CorruptionError(FormatError):
 
 
 class MissingDependencyError(TrajstoreError, ImportError):
-    """An optional package is not installed; the hint is the command that installs it."""
+    """An optional package, ``name``, is not installed; the hint is the command that installs it."""
+
+    def __init__(self, message: str, *, hint: str = "", name: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
