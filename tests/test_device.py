@@ -18,7 +18,7 @@ import pytest
 
 import trajstore
 from trajstore import device
-from trajstore.collect import Recorder
+from trajstore.collect import Recorder, TensorDictRecorder
 from trajstore.errors import QueueFullError, SchemaError
 
 torch = pytest.importorskip("torch")
@@ -64,6 +64,17 @@ class LateEvent(threading.Event):
 
 class OnDevice(torch.Tensor):
     """A tensor that says it lies on a device."""
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the caller asks the device for a value, and waits")
+
+
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No value of a tensor may be looked at."""
+    for name in ("cpu", "item", "tolist", "numpy", "__bool__", "__array__"):
+        monkeypatch.setattr(OnDevice, name, refuse, raising=False)
 
 
 @pytest.fixture(params=["made up", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -144,6 +155,7 @@ def test_what_is_on_its_way_is_bounded(tmp_path: Path, on: Any, on_full: str) ->
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "uint8", "bool"])
+@pytest.mark.usefixtures("unasked")
 def test_recording_from_a_device(tmp_path: Path, on: Any, dtype: str) -> None:
     """Also a collector that hands out the same tensors each time, whose flags are on the device too."""
     num_envs, steps = 5, 60
@@ -173,6 +185,7 @@ def test_recording_from_a_device(tmp_path: Path, on: Any, dtype: str) -> None:
     assert ds.fields["obs"].dtype == dtype
 
 
+@pytest.mark.usefixtures("unasked")
 def test_final_observations_from_a_device(tmp_path: Path, on: Any) -> None:
     with trajstore.create(tmp_path / "s") as writer, Recorder(writer, 3, observations="T+1") as recorder:
         for t in range(12):
@@ -186,6 +199,38 @@ def test_final_observations_from_a_device(tmp_path: Path, on: Any) -> None:
     assert len(ds) == 9
     assert ds[0]["obs"][:, 0].tolist() == [0, 1, 2, 3, 103]
     assert ds[8]["obs"][:, 0].tolist() == [8, 9, 10, 11, 111]
+
+
+class Batch(dict[str, Any]):
+    """As much of a TensorDict as its recorder uses."""
+
+    batch_size = (3, 5)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if isinstance(key, tuple):
+            return dict.get(self[key[0]], key[1], default) if key[0] in self else default
+        return dict.get(self, key, default)
+
+
+@pytest.mark.usefixtures("unasked")
+def test_a_collector_that_hands_out_the_same_tensors(tmp_path: Path, on: Any) -> None:
+    obs, after = on(torch.zeros(3, 5)), on(torch.zeros(3, 5))
+    ids, done = on(torch.zeros(3, 5, dtype=torch.int64)), on(torch.zeros(3, 5, dtype=torch.bool))
+    batch = Batch(obs=obs, collector=Batch(traj_ids=ids), next=Batch(obs=after, done=done))
+    with trajstore.create(tmp_path / "s") as writer, TensorDictRecorder(writer) as recorder:
+        for number in range(4):
+            obs.copy_(torch.arange(5 * number, 5 * number + 5).expand(3, 5))
+            after.copy_(obs + 1)
+            ids.fill_(number // 2)  # others after two batches, without a flag
+            done.copy_(torch.arange(15).reshape(3, 5) == 7)
+            recorder.extend(batch)
+            for tensor in (obs, after, done):
+                tensor.fill_(1)
+    ds = trajstore.open(tmp_path / "s")
+    found = [ds[i]["obs"][:].tolist() for i in np.flatnonzero(ds.table["env"] == 0)]
+    assert found == [[*range(10), 10], [*range(10, 20), 20]]
+    middle = [ds[i]["obs"][:].tolist() for i in np.flatnonzero(ds.table["env"] == 1)]
+    assert middle == [[0, 1, 2, 3], [*range(3, 9)], [8, 9, 10], [10, 11, 12, 13], [*range(13, 19)], [18, 19, 20]]
 
 
 def test_batches_come_after_what_is_on_its_way(tmp_path: Path, on: Any) -> None:

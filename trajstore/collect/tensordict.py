@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trajstore.collect.recorder import Recorder
 from trajstore.errors import SchemaError
-from trajstore.intake import as_array
 from trajstore.writer import Writer
 
 _FLAGS = ("done", "terminated", "truncated")
 _NEXT = "next"
 _IDS = ("collector", "traj_ids")
+
+
+@dataclass
+class _Step:
+    """One step of every environment, as ``Recorder.step`` takes it; ``ids`` of its trajectories."""
+
+    values: dict[str, Any]
+    final: Any
+    ids: Any
+
+    def clone(self) -> _Step:
+        """The same, whatever the collector does to its tensors."""
+        return _Step(*(_clone(value) for value in (self.values, self.final, self.ids)))
 
 
 class TensorDictRecorder:
@@ -29,8 +42,9 @@ class TensorDictRecorder:
     Notes
     -----
     Works by the mapping interface alone (``keys``, ``get``), so that no TensorDict package is needed here. Everything
-    is copied in the call: a collector may hand out the same TensorDict each time (``return_same_td=True``). Rewards
-    lose their last axis of one. ``close`` keeps unfinished trajectories, with the final observation that is known.
+    is copied in the call: a collector may hand out the same TensorDict each time (``return_same_td=True``). A device is
+    not waited for. Rewards lose their last axis of one. ``close`` keeps unfinished trajectories, with the final
+    observation that is known.
     """
 
     def __init__(
@@ -41,8 +55,7 @@ class TensorDictRecorder:
         self._observations = observations
         self._exclude = {*exclude, _NEXT, *_FLAGS, _IDS[0]}
         self._options = options
-        self._names: list[str] = []
-        self._last: tuple[Any, dict[str, Any], Any] | None = None  # ids, final observations, done: of the last step
+        self._held: _Step | None = None
 
     def extend(self, batch: Any) -> None:
         """Record a batch; its environments are those of the batches before, its first step follows their last.
@@ -61,7 +74,6 @@ class TensorDictRecorder:
                 fields[path] = value.squeeze(-1) if path.startswith("reward") and value.shape[-1:] == (1,) else value
         flags = self._flags(batch.get(_NEXT), shape)
         if self.recorder is None:
-            self._names = boundary
             self.recorder = Recorder(
                 self.writer,
                 num_envs,
@@ -71,31 +83,36 @@ class TensorDictRecorder:
             )
         elif num_envs != self.recorder.num_envs:
             raise SchemaError(f"the batch is of {num_envs} environments, expected {self.recorder.num_envs}")
-        self._follow(batch, flags, shape)
-        for t in range(steps):
-            final = {path: after[path][t] for path in boundary}
-            self.recorder.step(
-                terminated=flags["terminated"][t],
-                truncated=flags["truncated"][t],
-                final_obs=self._final(final),
-                **{path: value[t] for path, value in fields.items()},
-            )
-        ends = flags["terminated"][-1] | flags["truncated"][-1]
-        final = {path: after[path][-1].clone() for path in boundary}
-        self._last = None if self._ids is None else self._ids[-1].clone(), final, ends.clone()
-
-    def _follow(self, batch: Any, flags: dict[str, Any], shape: tuple[int, ...]) -> None:
-        """Where the trajectory ids change without a flag, the trajectory was cut off: say so."""
         ids = batch.get(_IDS, None)
-        self._ids = None if ids is None else _time_first(ids, shape).reshape(shape[-1], -1)
-        if self._ids is None:
+        if ids is not None:
+            ids = _time_first(ids, shape).reshape(steps, -1)
+            done = flags["terminated"] | flags["truncated"]
+            flags["truncated"][:-1] |= (ids[1:] != ids[:-1]) & ~done[:-1]
+        self._record_held(None if ids is None else ids[0])
+        for t in range(steps):
+            values = {path: value[t] for path, value in fields.items()}
+            step = _Step(
+                {**values, **{name: flag[t] for name, flag in flags.items()}},
+                self._final({path: after[path][t] for path in boundary}),
+                None if ids is None else ids[t],
+            )
+            if t < steps - 1:
+                self.recorder.step(**step.values, final_obs=step.final)
+            else:
+                self._held = step.clone()
+
+    def _record_held(self, ids: Any) -> None:
+        """Record the last step of the batch before: where the ids now are others, it was cut off.
+
+        It was held back because only this batch can tell, and asking a device for its ids would wait for it.
+        """
+        held, self._held = self._held, None
+        if held is None or self.recorder is None:
             return
-        done = flags["terminated"] | flags["truncated"]
-        flags["truncated"][:-1] |= (self._ids[1:] != self._ids[:-1]) & ~done[:-1]
-        if self._last is not None and self._last[0] is not None and self.recorder is not None:
-            cut = (self._ids[0] != self._last[0]) & ~self._last[2]
-            if cut.any():
-                self.recorder.reset(as_array("cut", cut), final_obs=self._final(self._last[1]))
+        values = held.values
+        if ids is not None and held.ids is not None:
+            values["truncated"] = values["truncated"] | ((ids != held.ids) & ~values["terminated"])
+        self.recorder.step(**values, final_obs=held.final)
 
     def _flags(self, after: Any, shape: tuple[int, ...]) -> dict[str, Any]:
         done = after.get("done", None)
@@ -114,7 +131,9 @@ class TensorDictRecorder:
     def close(self) -> None:
         """Store what is unfinished as truncated; the writer stays open."""
         if self.recorder is not None:
-            self.recorder.close(final_obs=self._final(self._last[1]) if self._last else None)
+            final = self._held.final if self._held else None
+            self._record_held(None)
+            self.recorder.close(final_obs=final)
 
     def __enter__(self) -> TensorDictRecorder:
         return self
@@ -135,6 +154,12 @@ def _leaves(batch: Any, exclude: set[str]) -> list[tuple[str, Any]]:
         else:
             found.append((name, value))
     return found
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _clone(inner) for name, inner in value.items()}
+    return value if value is None else value.clone()
 
 
 def _time_first(value: Any, shape: tuple[int, ...]) -> Any:
