@@ -92,6 +92,8 @@ class Loader:
             raise SchemaError(f"{workers} workers, {prefetch} batches ahead")
         self._workers, self._prefetch, self._context = workers, prefetch, context
         self._pin, self._device = pin_memory, device
+        self._numbers = _Numbers(self.batches)
+        self._processes: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch."""
@@ -144,22 +146,30 @@ class Loader:
         return pinned(batch) if self._pin else batch
 
     def _from_workers(self, epoch: int, position: int) -> Iterable[Any]:
-        return DataLoader(
-            self.dataset,
-            batch_sampler=_Numbers(self.batches, epoch, position),
-            num_workers=self._workers,
-            collate_fn=collate,
-            pin_memory=self._pin and torch.cuda.is_available(),
-            prefetch_factor=max(self._prefetch, 1),
-            multiprocessing_context=self._context,
-        )
+        self._numbers.begin(epoch, position)
+        if self._processes is None:
+            self._processes = DataLoader(
+                self.dataset,
+                batch_sampler=self._numbers,
+                num_workers=self._workers,
+                collate_fn=collate,
+                pin_memory=self._pin and torch.cuda.is_available(),
+                prefetch_factor=max(self._prefetch, 1),
+                multiprocessing_context=self._context,
+                persistent_workers=True,
+            )
+        return self._processes
 
 
 class _Numbers:
-    """The rest of an epoch, as a ``DataLoader``'s batch sampler."""
+    """The rest of an epoch, as a ``DataLoader``'s batch sampler; the workers outlive the epoch."""
 
-    def __init__(self, batches: Batches, epoch: int, position: int) -> None:
-        self._batches, self._epoch, self._position = batches, epoch, position
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self.begin(0, 0)
+
+    def begin(self, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
 
     def __iter__(self) -> Iterator[list[int]]:
         return (numbers.tolist() for numbers, _ in self._batches.ahead(self._epoch, self._position))
