@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,38 @@ def test_a_random_life_against_a_plain_list(tmp_path: Path, seed: int) -> None:
                 assert (batch["extra"] == batch["action"] * 2.0).all()
                 assert (np.diff(batch["action"], axis=1) == 1).all()
     buffer.close()
+
+
+@pytest.mark.parametrize("fresh", ["commit", "memory"])
+def test_one_thread_adds_while_another_samples(tmp_path: Path, fresh: str) -> None:
+    options: dict[str, Any] = {"fresh": fresh, "capacity": 40, "prefetch": 2, "priorities": Priorities()}
+    with ReplayBuffer(tmp_path / "s", Window(3), commit_every=0.05, **options) as buffer:
+        first = np.arange(20)
+        buffer.add({"action": first, "twice": first * 2.0})
+        buffer.commit()
+        done = threading.Event()
+
+        def collect() -> None:
+            try:
+                for number in range(1, 250):
+                    action = np.arange(5 + number % 20) + 1000 * number
+                    buffer.add({"action": action, "twice": action * 2.0})
+            finally:
+                done.set()
+
+        thread = threading.Thread(target=collect)
+        thread.start()
+        count = 0
+        while not done.is_set() or count < 20:
+            batch = buffer.sample(32)
+            assert (np.diff(batch["action"], axis=1) == 1).all()
+            assert (batch["twice"] == batch["action"] * 2.0).all()
+            buffer.update_priorities(batch["index"], np.ones(32))
+            count += 1
+        thread.join()
+        buffer.commit()
+        assert len(buffer) == 40
+    assert trajstore.open(tmp_path / "s").table["id"].tolist() == list(range(210, 250))
 
 
 def test_the_ring_of_priorities_is_as_a_plain_list() -> None:
