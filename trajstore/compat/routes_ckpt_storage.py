@@ -38,12 +38,12 @@ from trajstore.dataset import Dataset
 from trajstore.dataset import open as open_dataset
 from trajstore.errors import AlreadyExistsError, NotFoundError, TrajstoreError
 from trajstore.exporters.routes import export_routes
-from trajstore.importers.routes import RoutesReport, find_routes, import_routes
+from trajstore.importers.routes import RoutesReport, import_routes
 from trajstore.layout import ROOT
 from trajstore.npz import NpzReader
 from trajstore.progress import Progress
 from trajstore.publish import publish_file
-from trajstore.routes import EPISODES, KEYS, META_KEYS, MODES, RouteRecorder, RoutesView, routes_state
+from trajstore.routes import EPISODES, KEYS, META_KEYS, MODES, RouteRecorder, RoutesView, find_routes, routes_state
 from trajstore.storage import LocalStorage
 from trajstore.writer import create
 

@@ -1,8 +1,8 @@
 """A pickle machine that knows arrays and plain values, and nothing else.
 
 It carries out the opcodes of protocols 2 to 5 that NumPy's pickles consist of.
-A global is never looked up: the few that are known (:data:`_GLOBALS`) stand
-for functions of this module, and any other name ends the reading.
+A global is never looked up: the few that are known stand for functions of
+:mod:`trajstore.npz.known`, and any other name ends the reading.
 
 ``elements`` gives the elements of an object array as soon as each is complete.
 A pickle does not say where an element ends.  But an array is final once it is
@@ -14,30 +14,26 @@ given away ends the reading with :class:`NotStreamableError`.
 
 Pickle's memo would keep every element alive, for a later reference to it.
 References to names, dtypes and short strings are common and kept; for the rest
-``_MEMO_BYTES`` of the stream are, and a reference further back raises
+some 16 MiB of the stream are, and a reference further back raises
 :class:`NotStreamableError`, upon which the whole can be loaded instead.
 """
 
 from __future__ import annotations
 
-import math
-import re
 import struct
-import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from trajstore.errors import FormatError
+from trajstore.npz.known import GLOBALS, Global, Unbuilt, as_key, require
+from trajstore.npz.memo import WHOLE, Memo, NotStreamableError
 from trajstore.npz.stream import Stream
 
 __all__ = ["Block", "NotStreamableError", "Unpickler"]
 
-_MEMO_BYTES = 16 << 20
-_KEPT_BYTES = 16 << 20
-_SMALL = 4096
 _MAX_MARKS = 64
 _MAX_DEPTH = 64
 _MAX_OPCODES = 1 << 22  # of one element
@@ -48,10 +44,6 @@ _BATCH = 1000  # items that pickle.Pickler writes at a time
 Array = np.ndarray[Any, Any]
 
 
-class NotStreamableError(FormatError):
-    """The elements cannot be told apart as they come, or refer to others far behind; the whole can be loaded."""
-
-
 class Block:
     """A run of Python numbers, as one array (float64 or uint8)."""
 
@@ -59,26 +51,6 @@ class Block:
 
     def __init__(self, values: Array) -> None:
         self.values = values
-
-
-class _Global:
-    """A name that the pickle gave; ``make`` is what it stands for here."""
-
-    __slots__ = ("make", "name")
-
-    def __init__(self, name: str, make: Callable[[tuple[Any, ...]], Any]) -> None:
-        self.name = name
-        self.make = make
-
-
-class _Unbuilt:
-    """An array or dtype whose state has not come yet, and where the memo holds it."""
-
-    __slots__ = ("build", "keys")
-
-    def __init__(self, build: Callable[[Any], Any]) -> None:
-        self.build = build
-        self.keys: list[int] = []
 
 
 class _Sink(list[Any]):
@@ -99,7 +71,7 @@ class Unpickler:
         self._open: set[int] = set()  # ids of the batch's containers that may yet get items
         self._opcodes = 0
         self._room = _MAX_OPCODES_WHOLE
-        self._memo = _Memo(stream)
+        self._memo = Memo(stream)
         self.shape: tuple[int, ...] | None = None
         """Of the outer object array, once ``elements`` has come to it."""
 
@@ -157,7 +129,7 @@ class Unpickler:
     def _malformed(self, error: Exception) -> FormatError:
         if self._given:
             return NotStreamableError(
-                f"{self._place}: elements that are tuples of arrays cannot be read one by one", hint=_WHOLE
+                f"{self._place}: elements that are tuples of arrays cannot be read one by one", hint=WHOLE
             )
         return FormatError(f"{self._place}: malformed pickle ({error})", hint=_HINT)
 
@@ -201,8 +173,8 @@ class Unpickler:
                 walk.extend((item, depth + 1) for item in value.values())
             elif isinstance(value, np.ndarray) and value.dtype.hasobject:
                 walk.extend((item, depth + 1) for item in value.reshape(-1))
-            elif isinstance(value, (_Global, _Unbuilt)):
-                name = value.name if isinstance(value, _Global) else "an unfinished array"
+            elif isinstance(value, (Global, Unbuilt)):
+                name = value.name if isinstance(value, Global) else "an unfinished array"
                 raise FormatError(f"{self._place}: {name} stands in the place of a value", hint=_HINT)
 
     # --- opcodes ------------------------------------------------------------------------------
@@ -240,7 +212,7 @@ class Unpickler:
 
     def _is_outer_state(self) -> bool:
         outer, state = self._marks[0], self._stack
-        return len(outer) == 1 and type(outer[0]) is _Unbuilt and len(state) == 4 and state[2] == np.dtype(object)
+        return len(outer) == 1 and type(outer[0]) is Unbuilt and len(state) == 4 and state[2] == np.dtype(object)
 
     def _empty_dict(self) -> None:
         self._stack.append({})
@@ -251,7 +223,7 @@ class Unpickler:
         target = self._stack[-1]
         if target is self._sink:
             return [item]
-        _require(type(target) is list, "APPEND to what is no list")
+        require(type(target) is list, "APPEND to what is no list")
         target.append(item)
         self._closed(target, 1)
         return None
@@ -262,7 +234,7 @@ class Unpickler:
             return items
         items = self._pop_mark()
         target = self._stack[-1]
-        _require(type(target) is list, "APPENDS to what is no list")
+        require(type(target) is list, "APPENDS to what is no list")
         target.extend(items)
         self._closed(target, len(items))
         return None
@@ -276,22 +248,22 @@ class Unpickler:
 
     def _set(self, items: list[Any]) -> None:
         target = self._stack[-1]
-        _require(isinstance(target, dict) and len(items) % 2 == 0, "SETITEMS on what is no dict")
+        require(isinstance(target, dict) and len(items) % 2 == 0, "SETITEMS on what is no dict")
         for key, value in zip(items[::2], items[1::2]):
-            target[_key(key)] = value
+            target[as_key(key)] = value
         self._closed(target, len(items) // 2)
 
     def _additems(self) -> None:
         items = self._pop_mark()
-        _require(type(self._stack[-1]) is set, "ADDITEMS to what is no set")
-        self._stack[-1].update(map(_key, items))
+        require(type(self._stack[-1]) is set, "ADDITEMS to what is no set")
+        self._stack[-1].update(map(as_key, items))
 
     def _tuple(self) -> None:
         items = tuple(self._pop_mark())
         self._stack.append(items)
 
     def _tuple_of(self, n: int) -> None:
-        _require(len(self._stack) >= n, "the stack is empty")
+        require(len(self._stack) >= n, "the stack is empty")
         items = tuple(self._stack[-n:])
         del self._stack[-n:]
         self._stack.append(items)
@@ -301,22 +273,22 @@ class Unpickler:
 
     def _stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        _require(type(name) is str and type(module) is str, "a name that is no string")
+        require(type(name) is str and type(module) is str, "a name that is no string")
         self._push_global(module, name)
 
     def _push_global(self, module: str, name: str) -> None:
-        make = _GLOBALS.get((module.replace("numpy._core.", "numpy.core."), name))
+        make = GLOBALS.get((module.replace("numpy._core.", "numpy.core."), name))
         if make is None:
             raise FormatError(
                 f"{self._place} asks to run {module[:200]}.{name[:200]}, which is refused: "
                 "only arrays and plain values are read",
                 hint="nothing was executed; if you trust the file, load it with numpy and save it as plain arrays",
             )
-        self._stack.append(_Global(f"{module}.{name}", make))
+        self._stack.append(Global(f"{module}.{name}", make))
 
     def _reduce(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        _require(type(function) is _Global and type(arguments) is tuple, "a call of what is no function")
+        require(type(function) is Global and type(arguments) is tuple, "a call of what is no function")
         value = function.make(arguments)
         self._stack.append(value)
         if type(value) is OrderedDict:
@@ -324,7 +296,7 @@ class Unpickler:
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack.pop()
-        _require(type(target) is _Unbuilt, "a state for what takes none")
+        require(type(target) is Unbuilt, "a state for what takes none")
         streamed = self._sink is not None and not self._marks and not self._stack
         value = None if streamed else target.build(state)
         for key in target.keys:
@@ -333,7 +305,7 @@ class Unpickler:
 
     def _memoize(self, key: int) -> None:
         value = self._stack[-1]
-        if type(value) is _Unbuilt:
+        if type(value) is Unbuilt:
             value.keys.append(key)
         self._memo.put(key, value)
 
@@ -350,7 +322,7 @@ class Unpickler:
         self._stack.append(self._stream.take(size).decode("utf-8", "surrogatepass"))
 
     def _long(self, size: int) -> None:
-        _require(0 <= size <= _MAX_LONG, "an int of too many digits")
+        require(0 <= size <= _MAX_LONG, "an int of too many digits")
         self._stack.append(int.from_bytes(self._stream.take(size), "little", signed=True))
 
     def _number(self, code: str) -> Any:
@@ -383,7 +355,7 @@ class Unpickler:
         ord("}"): _empty_dict,
         ord(")"): lambda self: self._value(()),
         0x8F: lambda self: self._value(set()),
-        0x91: lambda self: self._value(frozenset(map(_key, self._pop_mark()))),
+        0x91: lambda self: self._value(frozenset(map(as_key, self._pop_mark()))),
         ord("a"): _append,
         ord("e"): _appends,
         ord("s"): _setitem,
@@ -411,194 +383,4 @@ _PLAIN = (Block, float, int, bool, str, type(None))
 _FINAL = (np.ndarray, list, dict, OrderedDict)
 # opcodes that begin a value; the others act on what is on the stack already
 _STARTS = frozenset(b"(NKMJGCBX]})chj\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x96")
-_WHOLE = "read the key whole, with read()"
 _HINT = "it was not written by numpy.savez, or is damaged"
-
-
-class _Memo:
-    """What later opcodes may refer to, within bounds."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.count: int = 0
-        self._stream = stream
-        self._values: dict[int, Any] = {}
-        self._fresh: list[int] = []
-        self._recurring: set[int] = set()
-        self._recent: deque[tuple[int, list[int]]] = deque()
-        self._recent_bytes = 0
-        self._kept_bytes = 0
-        self._start = 0
-
-    def put(self, key: int, value: Any) -> None:
-        self.count = max(self.count, key + 1)
-        self._values[key] = value
-        if self._kept_bytes < _KEPT_BYTES and self._is_common(value):
-            self._kept_bytes += 100
-        else:
-            self._fresh.append(key)
-
-    @staticmethod
-    def _is_common(value: Any) -> bool:
-        return type(value) in (_Global, _Unbuilt) or (type(value) in (str, bytes) and len(value) <= 64)
-
-    def replace(self, key: int, value: Any) -> None:
-        self._values[key] = value
-        if not isinstance(value, np.dtype):
-            self._fresh.append(key)
-
-    def get(self, key: int) -> Any:
-        _require(key < self.count, "a reference to what was not there")
-        if key not in self._values:
-            raise NotStreamableError(
-                f"{self._stream.place} refers back to an object more than {_MEMO_BYTES >> 20} MiB behind", hint=_WHOLE
-            )
-        value = self._values[key]
-        size = sys.getsizeof(value)
-        if size < _SMALL and self._kept_bytes < _KEPT_BYTES and key not in self._recurring:
-            self._recurring.add(key)  # what is referred to once may be again
-            self._kept_bytes += size
-        return value
-
-    def element_ended(self) -> None:
-        """Account what the element left here to it, and let go of the oldest elements' beyond the bound."""
-        size = self._stream.position - self._start
-        self._start = self._stream.position
-        self._recent.append((size, self._fresh))
-        self._recent_bytes += size
-        self._fresh = []
-        while self._recent_bytes > _MEMO_BYTES:
-            size, keys = self._recent.popleft()
-            self._recent_bytes -= size
-            for key in keys:
-                if key not in self._recurring:
-                    self._values.pop(key, None)
-
-
-# --- what the known names stand for ----------------------------------------------------------
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _key(value: Any, depth: int = 0) -> Any:
-    """A value that may be a key: its hash is cheap, its nesting shallow."""
-    if isinstance(value, (tuple, frozenset)) and depth < 8:
-        for item in value:
-            _key(item, depth + 1)
-    elif not isinstance(value, (str, int, float, complex, bytes, np.generic, type(None))):
-        raise ValueError(f"a {type(value).__name__} as a key")
-    return value
-
-
-def _reconstruct(arguments: tuple[Any, ...]) -> _Unbuilt:
-    kind, _, _ = arguments
-    _require(type(kind) is _Global and kind.name == "numpy.ndarray", "an array of another class")
-    return _Unbuilt(_array)
-
-
-def _array(state: tuple[Any, ...]) -> Array:
-    version, shape, dtype, fortran, data = state
-    _require(version == 1, "an array state of another version")
-    return _array_of(shape, dtype, "F" if fortran else "C", data)
-
-
-def _array_of(shape: Any, dtype: Any, order: Any, data: Any) -> Array:
-    _require(type(shape) is tuple and len(shape) <= 32, "an array without a shape")
-    _require(all(type(n) is int and n >= 0 for n in shape), "an array without a shape")
-    _require(isinstance(dtype, np.dtype), "an array without a dtype")
-    count = math.prod(shape)
-    if dtype.hasobject:
-        _require(type(data) is list and len(data) == count, "an array whose elements are not as many as its shape says")
-        flat = np.empty(count, object)
-        for i, value in enumerate(data):
-            flat[i] = value
-        return flat.reshape(shape)
-    _require(isinstance(data, (bytes, bytearray)) and order in ("C", "F"), "an array without data")
-    _require(dtype.itemsize > 0 and len(data) == count * dtype.itemsize, "an array whose data does not fill its shape")
-    array = np.ndarray(shape, dtype, data, order=order) if count else np.empty(shape, dtype)
-    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))  # as NumPy does
-
-
-def _frombuffer(arguments: tuple[Any, ...]) -> Array:
-    data, dtype, shape, order = arguments
-    return _array_of(shape, dtype, order, data)
-
-
-_DTYPE = re.compile(r"O8?|[bB?hHiIlLqQefdgFDG]|[biufc]\d{1,2}|[SUV]\d{0,7}|[mM]8")
-
-
-def _dtype(arguments: tuple[Any, ...]) -> _Unbuilt:
-    code = arguments[0]
-    if type(code) is not str or not _DTYPE.fullmatch(code):
-        raise ValueError(f"the dtype {code!r}")
-
-    def build(state: tuple[Any, ...]) -> np.dtype[Any]:
-        version, order, subarray, names, fields = state[:5]
-        _require(version in (3, 4) and order in ("<", ">", "|", "="), "a dtype state of another version")
-        _require(subarray is None and names is None and fields is None, "a structured dtype")
-        if code[0] in "mM" and len(state) > 8:
-            unit, count = state[8][1][0].decode(), state[8][1][1]
-            return np.dtype(code if unit == "generic" else f"{code}[{count}{unit}]").newbyteorder(order)
-        return np.dtype(code).newbyteorder(order)
-
-    return _Unbuilt(build)
-
-
-def _scalar(arguments: tuple[Any, ...]) -> Any:
-    dtype, data = arguments
-    _require(isinstance(dtype, np.dtype) and not dtype.hasobject, "a scalar of no dtype")
-    if not dtype.itemsize:
-        return dtype.type()
-    return _array_of((), dtype, "C", data)[()]
-
-
-def _encode(arguments: tuple[Any, ...]) -> bytes:
-    text, encoding = arguments
-    _require(encoding in ("latin1", "latin-1") and type(text) is str, "an encoding other than latin1")
-    return str(text).encode("latin1")
-
-
-def _set_of(arguments: tuple[Any, ...]) -> set[Any]:
-    _require(len(arguments) <= 1 and all(type(items) is list for items in arguments), "a set of no list")
-    return {_key(item) for items in arguments for item in items}
-
-
-def _bytes(arguments: tuple[Any, ...]) -> bytes:
-    if len(arguments) == 2:
-        return _encode(arguments)
-    _require(len(arguments) == 0 or type(arguments[0]) is bytes, "bytes of no bytes")
-    return bytes(arguments[0]) if arguments else b""
-
-
-def _complex(arguments: tuple[Any, ...]) -> complex:
-    real, imag = arguments
-    _require(type(real) is float and type(imag) is float, "a complex number of no floats")
-    return complex(real, imag)
-
-
-def _ordered_dict(arguments: tuple[Any, ...]) -> OrderedDict[Any, Any]:
-    _require(arguments == (), "an OrderedDict with arguments")
-    return OrderedDict()
-
-
-def _not_callable(arguments: tuple[Any, ...]) -> Any:
-    raise ValueError("a call of numpy.ndarray")
-
-
-_GLOBALS: dict[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
-    ("numpy", "ndarray"): _not_callable,
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): _ordered_dict,
-}
-for _module in ("builtins", "__builtin__"):
-    _GLOBALS[_module, "set"] = _set_of
-    _GLOBALS[_module, "frozenset"] = lambda arguments: frozenset(_set_of(arguments))
-    _GLOBALS[_module, "bytes"] = _bytes
-    _GLOBALS[_module, "bytearray"] = lambda arguments: bytearray(_bytes(arguments))
-    _GLOBALS[_module, "complex"] = _complex

@@ -6,6 +6,7 @@ episodes end to end; the JSON field ``episodes`` says how they are cut, and hold
 its episodes is appended in one step.
 
 * :class:`RouteRecorder` appends routes to a writer.
+* :func:`find_routes` looks at files and folders of routes.
 * :class:`RoutesView` gives a dataset's routes under the names and in the dtypes of the file.
 """
 
@@ -25,6 +26,7 @@ from trajstore.routes.keys import (
 )
 from trajstore.routes.reading import RoutesView
 from trajstore.routes.recording import RouteRecorder, check_keys, routes_state
+from trajstore.routes.shards import RoutesSource, find_routes
 
 __all__ = [
     "EPISODES",
@@ -34,8 +36,10 @@ __all__ = [
     "MODES",
     "Key",
     "RouteRecorder",
+    "RoutesSource",
     "RoutesView",
     "check_keys",
+    "find_routes",
     "known_dtype",
     "ordered",
     "path_of",
