@@ -180,6 +180,19 @@ def test_what_is_unfinished_at_the_end(tmp_path: Path, on_close: str) -> None:
     assert found == ended + ([(0, [30, 40], True), (1, [41], True)] if on_close == "truncate" else [])
 
 
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+def test_dropping_what_is_unfinished_keeps_what_has_ended(tmp_path: Path, autoreset: str) -> None:
+    ends = np.array([True, False])
+    with trajstore.create(tmp_path / "s") as writer:
+        recorder = Recorder(writer, 2, observations="T+1", on_close="drop", autoreset=autoreset)
+        for t in range(4):
+            recorder.step(obs=np.full(2, t), terminated=ends & (t == 3), final_obs=np.full(2, t + 1))
+        recorder.close(final_obs=np.full(2, 4))
+    ds = trajstore.open(tmp_path / "s")
+    assert len(ds) == 1
+    assert ds[0]["obs"][:].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_flags_may_be_fields(tmp_path: Path) -> None:
     with trajstore.create(tmp_path / "s") as writer, Recorder(writer, 2, flags="fields") as recorder:
         for t in range(3):
@@ -257,6 +270,8 @@ def test_arguments_that_mean_nothing_are_refused(tmp_path: Path) -> None:
                 Recorder(writer, 4, **wrong)  # type: ignore[arg-type]
         with pytest.raises(SchemaError, match="0 environments"):
             Recorder(writer, 0)
+        with pytest.raises(SchemaError, match="no field 'obs' to have an observation"):
+            Recorder(writer, 1, observations="T+1").step(state=np.zeros(1), terminated=[False])
         recorder = Recorder(writer, 2, observations="T+1")
         with pytest.raises(SchemaError, match="final_obs is not given"):
             recorder.step(obs=np.zeros(2), terminated=[True, False])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -14,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from trajstore import device
-from trajstore.collect.boundaries import Boundaries, Episodes
+from trajstore.collect.background import Background
 from trajstore.collect.ring import Ring, leaves
-from trajstore.collect.splitter import ACTIVE, COLUMN, FINAL, FRESH, Splitter
-from trajstore.errors import QueueFullError, SchemaError, StateError, StorageError, TrajstoreError
+from trajstore.collect.splitter import ACTIVE, COLUMN, FINAL, FRESH
+from trajstore.errors import SchemaError, TrajstoreError
 from trajstore.intake import as_array
 from trajstore.schema import ID, MAIN_CLOCK, Clock, check_path, unknown
 from trajstore.writer import Writer
@@ -26,7 +23,6 @@ Array = np.ndarray[Any, Any]
 
 AUTORESET = ("next_step", "same_step", "disabled")
 _RING_BYTES = 64 << 20
-_POLL = 0.02  # seconds until steps are looked at that nobody announced
 
 
 class Recorder:
@@ -84,26 +80,22 @@ class Recorder:
         self.writer = writer
         self.num_envs = num_envs
         self.autoreset = autoreset
-        self._boundary = tuple(boundary) if observations == "T+1" else ()
-        self._on_close = on_close
         self._pid = os.getpid()
-        self._ring = Ring(num_envs, min(memory_bytes // 2, _RING_BYTES))
-        self._boundaries = Boundaries(num_envs, next_step=autoreset == "next_step")
-        self._splitter = Splitter(
+        self._closed = False
+        self._boundary = tuple(boundary) if observations == "T+1" else ()
+        writer.attach(self)  # before a thread is started: it may refuse
+        ring_bytes = min(memory_bytes // 2, _RING_BYTES)
+        self._ring = Ring(num_envs, ring_bytes)
+        self._background = Background(
             writer,
             self._ring,
-            self._boundaries,
+            next_step=autoreset == "next_step",
             boundary=self._boundary,
             flags=flags,
-            memory_bytes=memory_bytes - min(memory_bytes // 2, _RING_BYTES),
-            append=self._append,
+            memory_bytes=memory_bytes - ring_bytes,
+            keep_unfinished=on_close == "truncate",
         )
-        # A terminated episode's final observation comes with the next row: the last row waits for it.
-        self._lag = int(bool(self._boundary) and autoreset == "next_step")
-        self._head = 0
-        self._done = 0  # steps below are with the writer, or set aside
-        self._half = 0  # steps in the ring that wake the background thread
-        self._idle = False
+        self._splitter = self._background.splitter
         self._row: dict[str, Any] = {}  # the first step's values, until it is complete
         self._begun: set[str] = set()  # fields that the present step has already
         self._columns: dict[str, Array] = {}
@@ -111,18 +103,6 @@ class Recorder:
         self._fresh = np.zeros(num_envs, np.bool_)
         self._any_fresh = False
         self._never = np.zeros(num_envs, np.bool_)
-        self._transfers: deque[tuple[int, device.Transfer]] = deque()
-        self._stalled = 0.0
-        self._changed = threading.Condition()
-        self._closing = self._closed = self._abandoned = False
-        self._ended = 0  # steps in all, once they are known
-        self._final_row = 0
-        self._failure: BaseException | None = None
-        self._attempts = 0  # to append
-        self._trouble: StorageError | None = None  # of the writer, which may get over it
-        self._thread = threading.Thread(target=self._run, name="trajstore-recorder", daemon=True)
-        writer.attach(self)
-        self._thread.start()
 
     # -- recording -------------------------------------------------------------------------------------------------
 
@@ -130,7 +110,7 @@ class Recorder:
         """Record some fields of the present step before it is complete: the observation and the action, say, before
         the environments overwrite the former. The copies are made when this returns.
         """
-        self._check()
+        self._background.check()
         self._store(dict(leaves(fields)), whole=False)
 
     def step(
@@ -154,7 +134,7 @@ class Recorder:
         fields : (num_envs, …) arrays, tensors or dicts of them, the same in every step. ``obs`` is what the action
             was chosen on.
         """
-        self._check()
+        self._background.check()
         if columns:
             self.set(**columns)
         values = dict(leaves(fields))
@@ -220,7 +200,7 @@ class Recorder:
         ``envs`` : indices, ascending. ``fields`` : (len(envs), …), or dicts of such. For those who have them one by
         one; the others pass ``final_obs`` to ``step``.
         """
-        self._check()
+        self._background.check()
         rows = {path: np.array(as_array(path, value)) for path, value in leaves(fields)}
         self._splitter.give(self._head, np.asarray(envs), rows)
 
@@ -277,12 +257,12 @@ class Recorder:
                 return
             values, self._row = self._row, {}
             self._open(values)
-        elif self._head - self._splitter.tail >= ring.steps:
-            self._wait_for_room()
+        else:
+            self._background.wait_for_room()
         known = len(self._begun - values.keys()) if whole else None
         transfer = ring.put(self._head, values, known)
         if transfer is not None:
-            self._transfers.append((self._head, transfer))
+            self._background.transfers.append((self._head, transfer))
         if not whole:
             self._begun.update(values)
 
@@ -293,9 +273,14 @@ class Recorder:
             if not path.startswith((ACTIVE, FRESH, COLUMN, FINAL)):
                 check_path(path, "field")
         self._ring.open(values, stored)
-        self._half = self._ring.steps // 2
         fields = {path: self._ring.slots[path].spec for path in self._splitter.fields()}
         try:
+            for name in self._boundary:
+                if not any(path == name or path.startswith(f"{name}/") for path in fields):
+                    raise SchemaError(
+                        f"there is no field {name!r} to have an observation after the last step",
+                        hint="name the observations: Recorder(..., boundary=('state', 'image'))",
+                    )
             if stored:
                 self._check_names("field", fields, stored, [*stored])
                 columns = self.writer.schema.columns
@@ -330,101 +315,7 @@ class Recorder:
         if self._any_fresh:
             self._fresh[...] = False
             self._any_fresh = False
-        self._head += 1
-        if self._idle and self._head - self._splitter.tail >= self._half:
-            with self._changed:
-                self._changed.notify_all()
-
-    def _wait_for_room(self) -> None:
-        begun = time.perf_counter()
-        with self._changed:
-            self._changed.notify_all()
-            while self._head - self._splitter.tail >= self._ring.steps and not (self._failure or self._trouble):
-                self._changed.wait(_POLL)
-        self._stalled += time.perf_counter() - begun
-        self._check()
-
-    # -- in the background -----------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            while not self._abandoned:
-                closing = self._closing
-                self._work()
-                if closing:
-                    self._finish()
-                    return
-                with self._changed:
-                    self._changed.notify_all()
-                    if not self._closing and self._head - self._splitter.tail < max(self._half, 1):
-                        self._idle = True
-                        self._changed.wait(_POLL)
-                        self._idle = False
-        except BaseException as error:
-            self._failure = error
-        finally:
-            self._splitter.close()
-            with self._changed:
-                self._changed.notify_all()
-
-    def _append(self, fields: Mapping[str, Array], lengths: Array, columns: Mapping[str, Array]) -> None:
-        """Append to the writer, and again until it takes them: a disk that is full now need not be so for ever."""
-        while not self._abandoned:
-            self._attempts += 1
-            try:
-                self.writer.append_many(fields, lengths=lengths, **columns)
-                self._trouble = None
-                return
-            except QueueFullError:
-                time.sleep(_POLL)  # this queue is the writer's; the recorder's own makes its caller wait
-            except StorageError as error:
-                if self._closing:
-                    raise
-                self._trouble = error
-                with self._changed:
-                    self._changed.notify_all()
-                    self._changed.wait(5 * _POLL)
-
-    def _work(self, lag: int | None = None) -> None:
-        """Take what has been recorded out of the ring, as far as its episodes' final observations are there."""
-        lag = self._lag if lag is None else lag
-        splitter = self._splitter
-        while (limit := self._head - lag) > self._boundaries.scanned and not self._abandoned:
-            stop = splitter.next_stop(limit)
-            self._receive(stop + lag)
-            splitter.store(self._kept(splitter.scan(stop, limit + lag)))
-            while splitter.release(self._head):
-                with self._changed:
-                    self._changed.notify_all()
-            self._done = stop
-
-    def _kept(self, episodes: Episodes) -> Episodes:
-        """At the end, without those that nothing but the end has cut, if they are to be dropped."""
-        if not self._ended or self._on_close == "truncate":
-            return episodes
-        return episodes[episodes.ended | (episodes.last < self._ended - 1)]
-
-    def _receive(self, stop: int) -> None:
-        while self._transfers and self._transfers[0][0] < stop:
-            self._transfers[0][1].wait()
-            self._transfers.popleft()
-
-    def _finish(self) -> None:
-        """Take the last steps, and what is unfinished. Observations given at the end are a row that does not count."""
-        if not self._ring.steps:
-            return
-        self._ended = self._head - self._final_row
-        while self._boundaries.scanned < self._head:
-            stop = self._splitter.next_stop(self._head)
-            self._receive(stop)
-            episodes = self._splitter.scan(stop, self._head)
-            if not self._final_row:
-                episodes = episodes.without_row(self._head)
-            self._splitter.store(self._kept(episodes))
-        rest = self._boundaries.finish()
-        if self._on_close == "truncate":
-            self._splitter.store(rest)
-        self._done = self._boundaries.scanned
+        self._background.advance()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -433,19 +324,7 @@ class Recorder:
 
         Not durable before the writer's next commit. No lock is taken: a signal's thread may call this.
         """
-        wanted = self._head - self._lag
-        deadline = None if timeout is None else time.monotonic() + timeout
-        attempt = self._attempts + 1
-        while self._done < wanted and self._failure is None and self._thread.is_alive():
-            # What the writer refused before it was asked again is no news.
-            if self._trouble is not None and self._attempts > attempt:
-                break
-            if deadline is not None and time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
-        if self._done < wanted and timeout is None:
-            self._refuse()
-        return self._done >= wanted
+        return self._background.flush(timeout)
 
     def close(self, final_obs: Any = None) -> None:
         """Store what has been recorded, unfinished episodes as ``on_close`` says. The writer stays open.
@@ -459,25 +338,20 @@ class Recorder:
         """
         if self._closed or os.getpid() != self._pid:
             return
+        self._closed = True
         try:
-            if self._boundary and self._ring.steps and self._failure is None:
+            if self._boundary and self._ring.steps and not self._background.failed:
                 self._put_final_row(final_obs)
         finally:
-            self._closed = True
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
-            self._thread.join()
+            self._background.close()
             self.writer.detach(self)
-        if self._failure is not None:
-            self._refuse()
+        if self._background.failed:
+            self._background.refuse()
 
     def abandon(self) -> None:
         """Drop what the writer has not been given yet."""
-        self._closed = self._abandoned = True
-        with self._changed:
-            self._changed.notify_all()
-        self._thread.join()
+        self._closed = True
+        self._background.close(abandon=True)
         self.writer.detach(self)
 
     def _put_final_row(self, final_obs: Any) -> None:
@@ -488,8 +362,7 @@ class Recorder:
         none = np.zeros(self.num_envs, np.bool_)
         values |= {"terminated": none, "truncated": none, ACTIVE: none, FRESH: none}
         self._store(values, whole=False)
-        self._final_row = 1
-        self._head += 1
+        self._background.advance_to_end()
 
     def __enter__(self) -> Recorder:
         return self
@@ -506,14 +379,14 @@ class Recorder:
     @property
     def stats(self) -> dict[str, float]:
         """Figures of this recorder: steps and trajectories, bytes held and spilled, seconds that ``step`` waited."""
-        splitter = self._splitter
+        background, splitter = self._background, self._splitter
         return {
-            "steps": self._head - self._final_row,
+            "steps": background.head - background.final_row,
             "trajectories": splitter.trajectories,
             "stored_steps": splitter.stored_steps,
-            "queued_steps": self._head - self._done,
+            "queued_steps": background.head - background.done,
             "ring_bytes": self._ring.nbytes,
-            "stall_seconds": self._stalled,
+            "stall_seconds": background.stalled,
             **splitter.remains.figures,
         }
 
@@ -521,19 +394,10 @@ class Recorder:
         done = self._splitter.trajectories
         return f"<Recorder of {self.num_envs} environments: {self._head} steps, {done} trajectories>"
 
-    def _check(self) -> None:
-        if self._failure is not None or self._trouble is not None or self._closed or os.getpid() != self._pid:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        if os.getpid() != self._pid:
-            raise StateError("this recorder was inherited by a forked process, which may not use it")
-        failure = self._failure or self._trouble
-        if isinstance(failure, TrajstoreError):
-            raise failure
-        if failure is not None:
-            raise StateError(f"recording failed in the background: {failure!r}") from failure
-        raise StateError("the recorder is closed")
+    @property
+    def _head(self) -> int:
+        """Number of the present step."""
+        return self._background.head
 
 
 def _own(value: Any) -> Any:
