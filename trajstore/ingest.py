@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,25 +111,37 @@ class Ingest:
     # -- opening arrays --------------------------------------------------------------------------------------------
 
     def declare(self, schema: Schema) -> None:
-        """Take a schema that holds the present one, and open the arrays that it adds."""
+        """Take a schema that holds the present one, and open the arrays that it adds; on an error, nothing of it."""
         self._write_table()
-        self.schema = schema
-        for name in schema.clocks:
-            self._clock_rows.setdefault(name, 0)
-        if self._begun:
-            self._open_arrays()
-        else:
-            self._begin()
+        with self._all_or_nothing():
+            self.schema = schema
+            for name in schema.clocks:
+                self._clock_rows.setdefault(name, 0)
+            if self._begun:
+                self._open_arrays()
+            else:
+                self._begin()
 
     def _begin(self) -> None:
         """Open every array; the session's rows begin where no other session has made a shard (rule B)."""
-        self._begun = True
-        head = self.session.head
-        self._seals = SealWriter(self.storage, self.session.uuid, self._disk, head)
-        self._made(SEALS)
-        # The tails that a session before this one left will not grow again.
-        self._orphans = dict(head.tails) if head else {}
-        self._open_arrays()
+        with self._all_or_nothing():
+            head = self.session.head
+            self._seals = SealWriter(self.storage, self.session.uuid, self._disk, head)
+            self._made(SEALS)
+            # The tails that a session before this one left will not grow again.
+            self._orphans = dict(head.tails) if head else {}
+            self._open_arrays()
+            self._begun = True
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A commit names what is open here: of arrays that could be opened in part only, none may be."""
+        before = self.schema, self._seals, self._orphans, dict(self._appenders)
+        try:
+            yield
+        except BaseException:
+            self.schema, self._seals, self._orphans, self._appenders = before
+            raise
 
     def _open_arrays(self) -> None:
         for clock in self.schema.clocks:

@@ -21,7 +21,8 @@ def group(files: dict[str, bytes]) -> Any:
 def state_of(root: Any) -> State:
     """What a plain Zarr reader finds in an open root group; it knows docs/spec.md and nothing of trajstore."""
     body = root.attrs["trajstore"]
-    rows = [row for start, stop in body["sets"]["rows"] for row in range(start, stop)]
+    deleted = {row for start, stop in body["sets"]["deleted"] for row in range(start, stop)}
+    rows = [row for start, stop in body["sets"]["rows"] for row in range(start, stop) if row not in deleted]
     if not rows:
         return State()
     fields = {path: body["schema"]["fields"][path] for path in ("x", "obs/image", "note") if path in body["schema"]["fields"]}

@@ -116,8 +116,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self._seeds = itertools.count()
-        self._model: list[Rows] = []
-        self._buffered: list[Rows] = []
+        self._model: list[tuple[int, Rows]] = []  # by id
+        self._buffered: list[tuple[int, Rows]] = []
 
     def __call__(self, operations: str) -> Run:
         with tiny_shards(), one_by_one():
@@ -129,7 +129,7 @@ class Run:
         return self
 
     def _attempt(self) -> None:
-        self.states.append(State(tuple(self._model + self._buffered)))
+        self.states.append(State(tuple(rows for _, rows in self._model + self._buffered)))
         self.disk.mark(("attempt", len(self.states) - 1))
 
     def _acknowledge(self) -> None:
@@ -150,8 +150,9 @@ class Run:
 
     def _append(self) -> None:
         seed = next(self._seeds)
-        self._need().append(trajectory(seed, self.wide), seed=seed)
-        self._buffered.append(rows_of(seed, self.wide))
+        number = self._need().append(trajectory(seed, self.wide), seed=seed)
+        assert number is not None
+        self._buffered.append((number, rows_of(seed, self.wide)))
 
     def _commit(self) -> None:
         self._attempt()
@@ -169,6 +170,13 @@ class Run:
 
     def _b(self) -> None:
         self._append()
+
+    def _d(self) -> None:
+        if not self._model:
+            self._a()
+        number, _ = self._model.pop(0)
+        self._need().delete(number)
+        self._commit()
 
     def _c(self) -> None:
         if self.writer is not None:
