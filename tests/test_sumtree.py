@@ -7,7 +7,7 @@ import pytest
 
 from trajstore.errors import SchemaError, StateError
 from trajstore.sampler import uniform
-from trajstore.sumtree import SumTree
+from trajstore.sumtree import PriorityRing, SumTree
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 64, 1000])
@@ -59,3 +59,26 @@ def test_what_is_no_priority_is_refused() -> None:
         tree.find(np.array([0.0]))
     with pytest.raises(SchemaError):
         SumTree(0)
+
+
+def test_the_ring_of_priorities_is_as_a_plain_list() -> None:
+    rng = np.random.default_rng(0)
+    slots, plain = PriorityRing(), np.zeros(0)
+    low = 0
+    for _ in range(60):
+        count = int(rng.integers(1, 300))
+        high = len(plain) + count
+        slots.make_room(low, high)
+        plain = np.r_[plain, rng.integers(0, 3, count)]
+        slots.set(np.arange(high - count, high), plain[high - count :])
+        gone = min(low + int(rng.integers(0, 400)), high - 1)
+        slots.set(np.arange(low, gone), 0.0)
+        plain[low:gone], low = 0, gone
+        first = int(rng.integers(low, high))
+        total = plain[first:].sum()
+        assert slots.mass(first, high) == total
+        if total:
+            places = rng.random(40)
+            expected = first + np.searchsorted(np.cumsum(plain[first:]), places * total, side="right")
+            assert (slots.draw(places, first, high) == expected).all()
+    assert len(plain) > 5000

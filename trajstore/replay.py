@@ -24,7 +24,7 @@ from trajstore.sampler import below, key, uniform
 from trajstore.samples import CutSamples
 from trajstore.snapshot import Snapshot
 from trajstore.storage import Storage
-from trajstore.sumtree import SumTree
+from trajstore.sumtree import PriorityRing
 from trajstore.windows import Ints
 from trajstore.writer import create
 
@@ -126,9 +126,10 @@ class ReplayBuffer:
         self._cut, self._bits = Cut(shape), bits
         self._cache = ChunkCache(cache_bytes)
         self._index = LiveIndex(self._cut, fields, bits=bits)
-        self._slots = _Slots() if priorities is not None or weights is not None else None
+        self._slots = PriorityRing() if priorities is not None or weights is not None else None
         self._highest = 1.0
         self._drawn = self._delivered = 0
+        self._unread: dict[int, int] = {}  # the lowest slot of each batch that is drawn and not read yet
         self._guard = threading.RLock()
         self._prefetch = prefetch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajstore-replay") if prefetch else None
@@ -237,8 +238,9 @@ class ReplayBuffer:
         if self._slots is not None:
             self._slots.set(np.arange(low, index.slot(index.low)), 0.0)
         if index.low > max(_COMPACT, len(index)) or index.held_bytes > _HELD_BYTES:
-            wait([future for _, future in self._ahead])
-            index.compact()
+            # What was drawn and is not read yet may be of trajectories that have left since.
+            oldest = min(self._unread.values(), default=None)
+            index.compact(index.low if oldest is None else min(index.low, int(index.locate(np.array([oldest]))[0][0])))
 
     # -- out -------------------------------------------------------------------------------------------------------
 
@@ -268,8 +270,8 @@ class ReplayBuffer:
         self._ahead.clear()
         self._drawn = self._delivered
 
-    def _draw(self, size: int) -> tuple[Ints, Array | None, Ints]:
-        """Slots, their importance weights, and numbers of demonstrations."""
+    def _draw(self, size: int) -> tuple[int, Ints, Array | None, Ints]:
+        """A name for the draw, slots, their importance weights, and numbers of demonstrations."""
         with self._guard:
             noise = np.arange(self._drawn, self._drawn + size)
             word = key(self.seed, self.rank, "replay")
@@ -292,8 +294,11 @@ class ReplayBuffer:
             if demos:
                 samples = self._demo_samples()
                 chosen = below(others, key(self.seed, self.rank, "demonstrations"), len(samples))
+            name = self._drawn
             self._drawn += size
-            return slots, weights, chosen
+            if len(slots):
+                self._unread[name] = int(slots.min())
+            return name, slots, weights, chosen
 
     def _window(self) -> tuple[int, int]:
         """The slots to draw from."""
@@ -321,12 +326,17 @@ class ReplayBuffer:
                 raise StateError("the demonstrations have no sample of this shape")
         return self._demos
 
-    def _read(self, slots: Ints, weights: Array | None, demos: Ints) -> dict[str, Array]:
+    def _read(self, name: int, slots: Ints, weights: Array | None, demos: Ints) -> dict[str, Array]:
+        batch: dict[str, Array] = {}
         with self._guard:
             index = self._index
-            places, numbers = index.locate(slots)
-            anchors = self._cut.window.anchors(numbers)
-            batch = self._cut.read(index.sources, index.lengths, index.usable, places, anchors) if len(slots) else {}
+            try:
+                if len(slots):
+                    places, numbers = index.locate(slots)
+                    anchors = self._cut.window.anchors(numbers)
+                    batch = self._cut.read(index.sources, index.lengths, index.usable, places, anchors)
+            finally:
+                self._unread.pop(name, None)
         if len(demos):
             given = self._demo_samples().get(demos)
             batch = {path: _joined(batch.get(path), values) for path, values in given.items()}
@@ -373,8 +383,8 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as ``state_dict`` was; trajectories that came since have the highest priority."""
+        self._forget_ahead()
         with self._guard:
-            self._forget_ahead()
             self._restore(state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -474,55 +484,6 @@ class _Keeper:
 
     def abandon(self) -> None:
         pass
-
-
-class _Slots:
-    """Priorities of slots, which only ever grow in number, in a sum tree used as a ring."""
-
-    def __init__(self) -> None:
-        self._tree = SumTree(1 << 10)
-
-    def make_room(self, low: int, high: int) -> None:
-        """Have a leaf for each slot of ``[low, high)``."""
-        size = self._tree.size
-        while size < high - low:
-            size *= 2
-        if size == self._tree.size:
-            return
-        larger = SumTree(size)
-        slots = np.arange(low, low + self._tree.size)
-        larger.set(slots % size, self.get(slots))
-        self._tree = larger
-
-    def set(self, slots: Ints, values: Any) -> None:
-        self._tree.set(slots % self._tree.size, values)
-
-    def get(self, slots: Ints) -> Array:
-        return self._tree.get(slots % self._tree.size)
-
-    def _edges(self, low: int, high: int) -> tuple[float, float]:
-        tree = self._tree
-        first, last = tree.before(low % tree.size), tree.before((high - 1) % tree.size + 1)
-        return first, last if low % tree.size <= (high - 1) % tree.size else last + tree.total
-
-    def mass(self, low: int, high: int) -> float:
-        """The sum of the priorities of slots ``[low, high)``."""
-        first, last = self._edges(low, high)
-        return last - first
-
-    def draw(self, places: Array, low: int, high: int) -> Ints:
-        """Slots of ``[low, high)`` at places from 0 to 1 of their priorities laid end to end."""
-        if not len(places):
-            return np.empty(0, np.int64)
-        first, last = self._edges(low, high)
-        if not last > first:
-            raise StateError("every priority is 0: nothing can be drawn")
-        at = first + places * (last - first)
-        total = self._tree.total
-        leaves = self._tree.find(np.where(at >= total, at - total, at))
-        # Rounding may step over an edge by one leaf.
-        found: Ints = low + np.minimum((leaves - low) % self._tree.size, high - low - 1)
-        return found
 
 
 def _joined(mine: Array | None, given: Array) -> Array:

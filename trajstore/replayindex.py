@@ -362,9 +362,9 @@ class LiveIndex:
         self.low += len(gone)
         return gone
 
-    def compact(self) -> None:
-        """Forget dropped places: those behind them move up. No place that was given out may be used any more."""
-        low = self.low
+    def compact(self, count: int) -> None:
+        """Forget the first places, dropped ones: those behind move up, and slots stay what they are."""
+        low = min(count, self.low)
         if not low:
             return
         for number in self._ids.values[:low].tolist():
@@ -375,4 +375,4 @@ class LiveIndex:
         of_all = self._ids, self._rows, self._lengths, self._step_ends, self._usable, self._ends
         for grown in (*of_all, *self._pairs.values()):
             grown.drop(low)
-        self.low = 0
+        self.low -= low

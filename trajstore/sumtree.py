@@ -82,6 +82,55 @@ class SumTree:
         return below
 
 
+class PriorityRing:
+    """Priorities of slots, which only ever grow in number, in a sum tree used as a ring."""
+
+    def __init__(self) -> None:
+        self._tree = SumTree(1 << 10)
+
+    def make_room(self, low: int, high: int) -> None:
+        """Have a leaf for each slot of ``[low, high)``."""
+        size = self._tree.size
+        while size < high - low:
+            size *= 2
+        if size == self._tree.size:
+            return
+        larger = SumTree(size)
+        slots = np.arange(low, low + self._tree.size)
+        larger.set(slots % size, self.get(slots))
+        self._tree = larger
+
+    def set(self, slots: Ints, values: Any) -> None:
+        self._tree.set(slots % self._tree.size, values)
+
+    def get(self, slots: Ints) -> Floats:
+        return self._tree.get(slots % self._tree.size)
+
+    def _edges(self, low: int, high: int) -> tuple[float, float]:
+        tree = self._tree
+        first, last = tree.before(low % tree.size), tree.before((high - 1) % tree.size + 1)
+        return first, last if low % tree.size <= (high - 1) % tree.size else last + tree.total
+
+    def mass(self, low: int, high: int) -> float:
+        """The sum of the priorities of slots ``[low, high)``."""
+        first, last = self._edges(low, high)
+        return last - first
+
+    def draw(self, places: Floats, low: int, high: int) -> Ints:
+        """Slots of ``[low, high)`` at places from 0 to 1 of their priorities laid end to end."""
+        if not len(places):
+            return np.empty(0, np.int64)
+        first, last = self._edges(low, high)
+        if not last > first:
+            raise StateError("every priority is 0: nothing can be drawn")
+        at = first + places * (last - first)
+        total = self._tree.total
+        leaves = self._tree.find(np.where(at >= total, at - total, at))
+        # Rounding may step over an edge by one leaf.
+        found: Ints = low + np.minimum((leaves - low) % self._tree.size, high - low - 1)
+        return found
+
+
 def _halved(nodes: Ints) -> Ints:
     """The parents of ascending nodes, each once (np.unique hashes them, which takes longer)."""
     parents = nodes >> 1
