@@ -23,7 +23,10 @@ FLOORS: list[tuple[str, set[str]]] = [
         | {"typedjson", "union", "versions"},
     ),
     ("plan: chunk shape and codec for each field, and what a commit says of them", {"encoding", "manifest"}),
-    ("media: bytes by key, durable; the bytes of a shard", {"config", "hdf5storage", "history", "publish", "shard", "storage"}),
+    (
+        "media: bytes by key, durable; the bytes of a shard",
+        {"config", "hdf5storage", "history", "publish", "shard", "storage"},
+    ),
     (
         "engine: visibility, bytes to arrays, arrays to bytes",
         {

@@ -106,7 +106,9 @@ def test_a_trajectory_is_a_mapping(ds, expected):
 
 
 @pytest.mark.parametrize(
-    "key", [slice(290, 310), slice(None, None, 7), [3, 600, 3], -1 * np.arange(1, 5), np.arange(COUNT) % 100 == 5], ids=str
+    "key",
+    [slice(290, 310), slice(None, None, 7), [3, 600, 3], -1 * np.arange(1, 5), np.arange(COUNT) % 100 == 5],
+    ids=str,
 )
 def test_views_are_datasets(ds, expected, key):
     numbers = np.arange(COUNT)[key]
@@ -129,7 +131,10 @@ def test_where(ds, expected):
     lengths = np.array([len(t["action"]) for t in expected])
     numbers = np.arange(COUNT)
     view = ds.where("success and length > 20 and score < 90")
-    assert view.table["seed"].tolist() == (1000 + numbers[(numbers % 3 == 0) & (lengths > 20) & (numbers / 7 < 90)]).tolist()
+    assert (
+        view.table["seed"].tolist()
+        == (1000 + numbers[(numbers % 3 == 0) & (lengths > 20) & (numbers / 7 < 90)]).tolist()
+    )
     assert len(ds.where("task == 'task 2'")) == COUNT // 4
     assert len(view.where("seed == -1")) == 0
     with pytest.raises(NotFoundError, match="succes"):

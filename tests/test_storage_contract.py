@@ -212,7 +212,9 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.writev
-    monkeypatch.setattr(os, "writev", lambda fd, views: os.write(fd, bytes(views[0][:3])) if views else whole(fd, views))
+    monkeypatch.setattr(
+        os, "writev", lambda fd, views: os.write(fd, bytes(views[0][:3])) if views else whole(fd, views)
+    )
     LocalStorage(tmp_path).write("a", [b"0123456789", b"abc", b"", b"defgh"])
     assert (tmp_path / "a").read_bytes() == b"0123456789abcdefgh"
 

@@ -39,7 +39,9 @@ def _sha256(path: str | os.PathLike[str]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise NotFoundError(f"the file {os.fspath(path)}, named in the configuration, cannot be read: {error}") from error
+        raise NotFoundError(
+            f"the file {os.fspath(path)}, named in the configuration, cannot be read: {error}"
+        ) from error
     return digest.hexdigest()
 
 

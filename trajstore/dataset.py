@@ -377,9 +377,7 @@ class Dataset:
         rows = pairs[:, 0] + steps
         if len(rows) and bool(((steps < 0) | (rows >= pairs[:, 1])).any()):
             bad = int(np.flatnonzero((steps < 0) | (rows >= pairs[:, 1]))[0])
-            raise NotFoundError(
-                f"trajectory {int(trajectories[bad])} has no row {int(steps[bad])} in field {field!r}"
-            )
+            raise NotFoundError(f"trajectory {int(trajectories[bad])} has no row {int(steps[bad])} in field {field!r}")
         return self._gather(field, self._part_of(trajectories), rows, out)
 
     def read(self, field: str, trajectories: Ints | None = None, out: Array | None = None) -> Array:
@@ -518,7 +516,8 @@ class Trajectory(Mapping[str, Any]):
             if inside:
                 return _Nested(self, name, inside)
             raise NotFoundError(
-                f"there is no field or column {name!r}", hint="there are " + ", ".join([*schema.fields, *schema.columns])
+                f"there is no field or column {name!r}",
+                hint="there are " + ", ".join([*schema.fields, *schema.columns]),
             )
         start, stop = self._pair(str(spec.clock))
         if start < 0:
@@ -547,10 +546,7 @@ class Trajectory(Mapping[str, Any]):
         return f"<Trajectory {self.index} of {self._snapshot.place}: {len(self)} steps>"
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Trajectory)
-            and (self._snapshot.place, self.row) == (other._snapshot.place, other.row)
-        )
+        return isinstance(other, Trajectory) and (self._snapshot.place, self.row) == (other._snapshot.place, other.row)
 
     def __hash__(self) -> int:
         return hash((self._snapshot.place, self.row))
@@ -738,9 +734,9 @@ class StepRows:
             positions = np.where(positions < 0, positions + len(self), positions).astype(np.int64)
         flat = positions.reshape(-1)
         run, inner = locate(flat, self._counts)
-        rows = self._dataset._gather(
-            self.field, self._dataset._part_of(run), self._starts[run] + inner, None
-        ).reshape((*positions.shape, *self.shape[1:]))
+        rows = self._dataset._gather(self.field, self._dataset._part_of(run), self._starts[run] + inner, None).reshape(
+            (*positions.shape, *self.shape[1:])
+        )
         return rows[(slice(None),) * positions.ndim + tuple(rest)] if rest else rows[()]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:

@@ -104,9 +104,7 @@ def set_layout(name: str) -> ArrayLayout:
 def _table_layout(
     path: str, dtype: np.dtype[Any], row_shape: tuple[int, ...], fill: float, dimension: str = TABLE_DIMENSION
 ) -> ArrayLayout:
-    return ArrayLayout(
-        path, dtype, row_shape, _TABLE_CHUNK_ROWS, _TABLE_SHARD_ROWS, _TABLE_CODEC, dimension, fill
-    )
+    return ArrayLayout(path, dtype, row_shape, _TABLE_CHUNK_ROWS, _TABLE_SHARD_ROWS, _TABLE_CODEC, dimension, fill)
 
 
 def array_attributes(spec: Field) -> dict[str, Any]:

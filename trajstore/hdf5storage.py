@@ -42,7 +42,9 @@ def h5py_module() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise MissingDependencyError("HDF5 files need h5py", hint="pip install 'trajstore[hdf5]'", name="h5py") from error
+        raise MissingDependencyError(
+            "HDF5 files need h5py", hint="pip install 'trajstore[hdf5]'", name="h5py"
+        ) from error
     return h5py
 
 

@@ -75,6 +75,7 @@ def pieces(starts: Ints, stops: Ints, targets: Ints, size: int) -> Pieces:
     order = np.argsort(chunk, kind="stable")
     return Pieces(*(part[order] for part in found))
 
+
 def bounds(key: slice, length: int) -> Ints:
     """The positions that a slice of a sequence of this length names."""
     return np.arange(*key.indices(length), dtype=np.int64)

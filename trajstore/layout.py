@@ -260,8 +260,12 @@ def _fill_to_json(fill: float | int | bool, dtype: np.dtype[Any]) -> Any:
     if dtype.kind == "b":
         return bool(fill)
     if dtype.kind == "f":
-        return "NaN" if math.isnan(fill) else "Infinity" if fill == math.inf else (
-            "-Infinity" if fill == -math.inf else float(fill)
+        return (
+            "NaN"
+            if math.isnan(fill)
+            else "Infinity"
+            if fill == math.inf
+            else ("-Infinity" if fill == -math.inf else float(fill))
         )
     if dtype.kind == "c":
         return [float(fill), 0.0]

@@ -24,9 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _NAME_MAX = 200
 
 #: Stored as they are. Zarr v3 has no core name for longdouble, and no other NumPy numeric type exists.
-NUMERIC = (
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-)
+NUMERIC = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
 #: Stored as integers, with a rule that gives the values back (docs/spec.md, "Rules").
 CODED = {"bfloat16": "uint16", "string": "uint8", "json": "uint8"}
 

@@ -83,7 +83,11 @@ class Snapshot:
         layout, end = self.manifest.arrays.get(column_array(ID), (None, 0))
         held = 0
         if layout is not None:
-            held = end if isinstance(self.storage, Hdf5Storage) else len(self._shard_lengths(layout.path)) * layout.shard_rows
+            held = (
+                end
+                if isinstance(self.storage, Hdf5Storage)
+                else len(self._shard_lengths(layout.path)) * layout.shard_rows
+            )
         if int(rows.pairs[-1, 1]) > end or len(rows) > held:
             raise CorruptionError(
                 f"the manifest {self.storage.describe(ROOT)} names {len(rows)} trajectories, and the table has no such rows",
@@ -181,7 +185,9 @@ def _load_set(storage: Storage, stored: StoredSet) -> IntervalSet:
     lengths = {shard.number: shard.length for shard in stored.shards}
     layout = set_layout(stored.name)
     if stored.intervals > len(lengths) * layout.shard_rows:
-        raise CorruptionError(f"the set {storage.describe(layout.path)} has shards for fewer than {stored.intervals} intervals")
+        raise CorruptionError(
+            f"the set {storage.describe(layout.path)} has shards for fewer than {stored.intervals} intervals"
+        )
     reader = ArrayReader(storage, layout, stored.intervals, lengths.get, strict=True)
     pairs = reader.read(0, stored.intervals)
     found = IntervalSet(pairs)

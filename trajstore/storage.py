@@ -72,7 +72,9 @@ class Storage(Protocol):
     def make_folder(self, folder: str) -> None:
         """Make a folder and the missing ones above it. Raises ``AlreadyExistsError``."""
 
-    def write(self, key: str, pieces: Sequence[Piece], *, base: tuple[str, int] | None = None, sync: bool = True) -> None:
+    def write(
+        self, key: str, pieces: Sequence[Piece], *, base: tuple[str, int] | None = None, sync: bool = True
+    ) -> None:
         """Make a new file: the first ``base[1]`` bytes of the file ``base[0]``, then ``pieces``.
 
         On return the bytes are durable (``sync``), the name is not: see ``sync_folder``.
@@ -226,7 +228,9 @@ class LocalStorage:
         except OSError as error:
             raise _storage_error("make the folder", path, error) from error
 
-    def write(self, key: str, pieces: Sequence[Piece], *, base: tuple[str, int] | None = None, sync: bool = True) -> None:
+    def write(
+        self, key: str, pieces: Sequence[Piece], *, base: tuple[str, int] | None = None, sync: bool = True
+    ) -> None:
         self._create(key, pieces, (self._path(base[0]), base[1]) if base is not None else None, sync)
 
     def _create(self, key: str, pieces: Sequence[Piece], base: tuple[str, int] | None, sync: bool) -> None:

@@ -859,7 +859,12 @@ class Writer:
 
     def _version(self) -> tuple[Any, ...]:
         ingest = self._ingest
-        return ingest.counts["next_id"], id(ingest.schema), self._progress.version, typedjson.dumps(self._progress.state)
+        return (
+            ingest.counts["next_id"],
+            id(ingest.schema),
+            self._progress.version,
+            typedjson.dumps(self._progress.state),
+        )
 
     def _keep_time(self) -> None:
         """The committer's thread: commits when asked by ``_wanted``, or when the time has come."""
