@@ -519,7 +519,7 @@ def save_rate(bench: Bench) -> Iterator[Claim]:
 
 @row("checkpoint-disk")
 def disk(bench: Bench) -> Iterator[Claim]:
-    """Disk for a run of many saves of a small actor-critic under each rule, over keeping all as ``torch.save`` files."""
+    """Disk for a run of many saves of a small actor-critic under each rule, over all as ``torch.save`` files."""
     count = 200 if bench.short else 1000
     rng = np.random.default_rng(0)
     frozen = {"encoder": torch.from_numpy(rng.standard_normal(200_000).astype("f4"))}

@@ -46,7 +46,7 @@ def training_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     figure.suptitle(title)
     for axes, (name, unit, lines) in zip(panels, _PANELS):
         drawn = [_draw(axes, series(history, metric), label) for metric, label in lines]
-        _dress(axes, name, unit, sum(drawn))
+        _dress(axes, name, unit, sum(drawn), _steps_in(history))
         if name == "KL divergence" and any(drawn):
             values = [y for metric, _ in lines for y in series(history, metric)[1]]
             if values and min(values) > 0:
@@ -70,7 +70,7 @@ def metrics_figure(history: Sequence[Mapping[str, Any]], metrics: Sequence[str],
     figure, panels = _figure(math.ceil(len(metrics) / columns), columns)
     figure.suptitle(title)
     for axes, metric in zip(panels, metrics):
-        _dress(axes, metric, "", _draw(axes, series(history, metric), metric))
+        _dress(axes, metric, "", _draw(axes, series(history, metric), metric), _steps_in(history))
     for axes in panels[len(metrics) :]:
         axes.set_visible(False)
     return figure
@@ -143,9 +143,9 @@ def _draw(axes: Axes, line: Series, label: str) -> bool:
     return bool(line[0])
 
 
-def _dress(axes: Axes, title: str, unit: str, lines: int) -> None:
+def _dress(axes: Axes, title: str, unit: str, lines: int, unit_of_steps: str) -> None:
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("iteration")
+    axes.set_xlabel(unit_of_steps)
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     axes.ticklabel_format(axis="x", useOffset=False, style="plain")
@@ -155,12 +155,16 @@ def _dress(axes: Axes, title: str, unit: str, lines: int) -> None:
         axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="0.5")
 
 
+def _steps_in(history: Sequence[Mapping[str, Any]]) -> str:
+    return "step" if any("step" in entry for entry in history) else "iteration"
+
+
 def _summarise(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     axes.axis("off")
     axes.set_title("Latest", fontsize=11)
     latest = history[-1] if history else {}
     lines = []
-    for name in names(latest)[:14]:
+    for name in [name for name in names(latest) if name not in _STEP_NAMES][:14]:
         value = metric_value(latest, name)
         if value is None:
             continue

@@ -329,7 +329,8 @@ def runs_ls(root: str, as_json: bool) -> None:
         print_json(runs)
         return
     rows = [
-        [run.name, run.status, _duration(run.duration), run.step, run.result, run.revision, run.host, "; ".join(run.notes)]
+        [run.name, run.status, _duration(run.duration), run.step, run.result, run.revision,
+         run.host, "; ".join(run.notes)]
         for run in runs
     ]  # fmt: skip
     print_table(["run", "status", "duration", "step", "result", "revision", "host", "notes"], rows)
