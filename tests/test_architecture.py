@@ -78,7 +78,7 @@ HEAVY = {
     "distributed": {"dask", "tasks", "verify"},
     "gymnasium": {"cli", "collect", "demo", "vectordemo"},
     "h5py": {"exporters", "hdf5storage", "importers"},
-    "lz4": {"compat.navrl"},
+    "lz4": {"checkpoint", "compat.navrl"},
     "matplotlib": {"checkpoint.plot"},
     "PIL": {"exporters", "importers"},
     "pyarrow": {"exporters", "importers"},

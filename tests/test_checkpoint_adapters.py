@@ -1,4 +1,4 @@
-"""Checkpoints in other people's loops: plain, Stable-Baselines3, Lightning, RLlib, TorchRL, each with the real library."""
+"""Checkpoints in other people's loops, each with the real library where it is installed."""
 
 from __future__ import annotations
 
@@ -173,7 +173,8 @@ def lightning_run(folder, epochs, ckpt=None, callback=None, plugins=()):
     data = torch.utils.data.DataLoader(torch.randn(24, 4), batch_size=4)
     trainer = pl.Trainer(
         max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
-        callbacks=[callback] if callback else None, plugins=list(plugins), default_root_dir=folder, enable_checkpointing=False,
+        callbacks=[callback] if callback else None, plugins=list(plugins), default_root_dir=folder,
+        enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=ckpt, weights_only=False if ckpt else None)
     return module, trainer

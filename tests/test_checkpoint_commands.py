@@ -1,4 +1,4 @@
-"""What the command line calls: listing, pruning, comparing, exporting, archiving, plotting; in our folders and others'."""
+"""What the command line calls: listing, pruning, comparing, exporting, archiving, plotting; of any folder."""
 
 from __future__ import annotations
 
@@ -259,7 +259,8 @@ def test_a_navrl_folder_in_place(tmp_path):
     navrl(tmp_path / "c")
     rows = list_checkpoints(tmp_path / "c").rows
     assert [(r.checkpoint.name, r.checkpoint.step) for r in rows] == [
-        ("checkpoint_0.pt", 0), ("checkpoint_1000.pt.lz4", 1000), ("checkpoint_2000.pt", 2000), ("checkpoint_final.pt.lz4", 2000),
+        ("checkpoint_0.pt", 0), ("checkpoint_1000.pt.lz4", 1000), ("checkpoint_2000.pt", 2000),
+        ("checkpoint_final.pt.lz4", 2000),
     ]  # fmt: skip
     assert rows[-1].checkpoint.final and verify(tmp_path / "c") == []
     for name in ("checkpoint_2000.pt", "checkpoint_1000.pt.lz4"):

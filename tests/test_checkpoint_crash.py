@@ -243,7 +243,7 @@ class MemoryStorage:
 
 
 def images(point, rng, budget):
-    """The disks that a failure at this point may leave: all of them if they are few, else a sample with the extremes."""
+    """The disks that a failure at this point may leave: all if they are few, else a sample with the extremes."""
     count = len(point.pending)
     masks = range(1 << count) if count <= 5 else [0, (1 << count) - 1, *(rng.getrandbits(count) for _ in range(budget))]
     for mask in masks:
@@ -330,9 +330,9 @@ def explore(mutant, budget, saves=7):
 
 
 def test_no_power_failure_loses_or_damages_a_checkpoint():
-    checked, problem = explore("", budget=12)
+    checked, problem = explore("", budget=6)
     assert problem is None, problem
-    assert checked > 2_000
+    assert checked > 1_000
 
 
 @pytest.mark.parametrize(

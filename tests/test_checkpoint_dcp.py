@@ -104,9 +104,11 @@ RANK = """
     rows = torch.arange(101 * 7, dtype=torch.float32).reshape(101, 7)
     columns = torch.arange(6 * 50).reshape(6, 50)
     def make(fill):
-        a, b, c = (rows, columns, torch.arange(9.)) if fill else (torch.zeros_like(rows), torch.zeros_like(columns), torch.zeros(9))
-        return {"rows": distribute_tensor(a, mesh, [Shard(0)]), "deep": {"columns": distribute_tensor(b, mesh, [Shard(1)])},
-                "replicated": distribute_tensor(c, mesh, [Replicate()]), "plain": torch.full((3,), 5.0 * fill), "n": 7 * fill}
+        a, b, c = rows * fill, columns * fill, torch.arange(9.) * fill
+        return {"rows": distribute_tensor(a, mesh, [Shard(0)]),
+                "deep": {"columns": distribute_tensor(b, mesh, [Shard(1)])},
+                "replicated": distribute_tensor(c, mesh, [Replicate()]),
+                "plain": torch.full((3,), 5.0 * fill), "n": 7 * fill}
     state = make(what != "load")
     if what == "save":
         dcp.save(state, storage_writer=Writer(path, 10))

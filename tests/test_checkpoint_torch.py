@@ -150,8 +150,8 @@ class Run:
         np.random.seed(0)
         random.seed(0)
         self.model = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Flatten(),
-            torch.nn.Linear(4 * 36, 3),
+            torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Dropout(0.3),
+            torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3),
         )  # fmt: skip
         self.target = copy.deepcopy(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-2)

@@ -70,7 +70,8 @@ def test_the_names_and_files_are_those_of_the_script(tmp_path):
         assert path == str(tmp_path / "c" / f"checkpoint_{iteration:06d}")
     names = {p.name for p in (tmp_path / "c").iterdir()} - {"__trajstore"}
     assert names == {
-        "checkpoint_000010", "checkpoint_000020", "checkpoint_index.json", "metrics_iter_10.json", "metrics_iter_20.json",
+        "checkpoint_000010", "checkpoint_000020", "checkpoint_index.json", "metrics_iter_10.json",
+        "metrics_iter_20.json",
         "training_metrics_iter_10.png", "training_metrics_iter_20.png",
     }  # fmt: skip
     folder = tmp_path / "c/checkpoint_000020"

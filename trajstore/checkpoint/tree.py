@@ -75,8 +75,8 @@ class Extent:
     """Bytes of a state: ``[start, stop)`` of where they lie now (a storage, an array, a bytes object).
 
     source : a tensor, an ndarray or bytes; it keeps the memory alive. unit : bytes of an element. limit : bytes that
-    the source has. address : of its first byte, 0 where it is not on the host. storage : tells one tensor's storage from
-    another's, 0 for what is no tensor.
+    the source has. address : of its first byte, 0 where it is not on the host. storage : tells one tensor's storage
+    from another's, 0 for what is no tensor.
     """
 
     section: str
