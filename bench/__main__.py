@@ -19,7 +19,7 @@ from typing import Any
 from bench.rows import ROWS, Bench, Claim, SkipRow
 
 #: Modules of this package that enter rows, in the order of the table.
-MODULES = ["ingest", "record", "reading", "lazy", "scaling", "merge", "checkpoint", "replay"]
+MODULES = ["ingest", "record", "reading", "lazy", "scaling", "merge", "hdf5", "checkpoint", "replay"]
 
 _VERSIONS = "numpy numcodecs zarr tensorstore zarrs h5py torch torchrl dask".split()
 
