@@ -15,7 +15,7 @@ import numpy as np
 from trajstore.__about__ import __version__
 from trajstore.commit import Session
 from trajstore.encoding import clock_layout, column_layout
-from trajstore.errors import AlreadyExistsError
+from trajstore.errors import AlreadyExistsError, StorageError
 from trajstore.gather import ArrayReader
 from trajstore.index import spans
 from trajstore.intervals import IntervalSet
@@ -76,7 +76,7 @@ def located(destination: Destination) -> tuple[Storage, str]:
 class Scaffold:
     """The folder beside a destination in which it is built; a context manager that holds the folder's lock.
 
-    What a build before this one left there, killed midway, is removed first.
+    What a build before this one left there, killed midway, is removed first; what one that failed has made, at once.
     """
 
     def __init__(self, destination: Destination) -> None:
@@ -84,12 +84,17 @@ class Scaffold:
         self.folder = temporary("", self.name)
         self.storage = self.parent.child(self.folder)
         self._session: Session | None = None
+        self._published = False
 
     def __enter__(self) -> Session:
         """The session of the folder itself, for a destination that is one store."""
         refuse_existing(self.parent, self.name)
         self.parent.make_root()
-        session = self._session = Session(self.storage)
+        session = Session(self.storage)
+        while self.storage.size(LOCK) is None:  # whoever held it removed the folder, and this lock is nobody's
+            session.close()
+            session = Session(self.storage)
+        self._session = session
         try:
             refuse_existing(self.parent, self.name)  # whoever had the lock before may have been making it
             _empty(self.storage)
@@ -102,11 +107,18 @@ class Scaffold:
         """Give the folder the destination's name. All that lies in it must be durable."""
         refuse_existing(self.parent, self.name)
         self.parent.rename(self.folder, self.name)
+        self._published = True
         self.parent.sync_folder("")
 
-    def __exit__(self, *_: object) -> None:
-        if self._session is not None:
-            self._session.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None and not self._published:
+                self.parent.remove(self.folder)
+        except StorageError:
+            pass  # what is left is removed by the next build; the error that ended this one matters more
+        finally:
+            if self._session is not None:
+                self._session.close()
 
 
 def _empty(storage: Storage) -> None:
