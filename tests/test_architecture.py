@@ -53,7 +53,7 @@ FLOORS: list[tuple[str, set[str]]] = [
     ("faces: what a user holds", {"dataset", "sampler", "writer"}),
     (
         "operations: on whole datasets and files",
-        {"compact", "merge", "npz", "receipt", "routes", "verify"}
+        {"compact", "merge", "npz", "receipt", "repair", "routes", "verify"}
         | {"damage", "info", "shardcheck", "tablecheck"}
         | {"amendment", "assembly", "delete", "derive", "heritage", "move", "plan", "rlinf", "split", "tasks"}
         | {"cutting", "output", "replay", "replayindex", "roles", "samples"},

@@ -19,6 +19,7 @@ COMMANDS = {
     "import": ("trajstore.cli.transfer:import_", "Take data of another format into a new store."),
     "export": ("trajstore.cli.transfer:export", "Write a store's trajectories in another format."),
     "verify": ("trajstore.cli.verify:verify", "Check every checksum, and name the trajectories that are damaged."),
+    "repair": ("trajstore.cli.repair:repair", "Save what is whole of a damaged store into a new one."),
     "sample": ("trajstore.cli.sample:sample", "Read batches as training does; print keys, shapes and rates."),
     "merge": ("trajstore.cli.merge:merge", "Merge stores into a new one, by linking files where they fit."),
     "split": ("trajstore.cli.split:split", "Split a store into several, each trajectory into exactly one."),
