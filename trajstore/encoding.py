@@ -25,7 +25,7 @@ from trajstore.layout import (
 )
 from trajstore.schema import ID, Column, Field, Rule
 
-#: Codecs by purpose; the measurement behind them, and behind the sizes below, is in docs/design-codecs.md.
+#: Codecs by purpose; the measurement behind them, and behind the sizes below, is in docs/design.md, section 8.
 PROFILES = {
     "fast": Codec("lz4", 5),
     "balanced": Codec("zstd", 2),
