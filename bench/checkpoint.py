@@ -56,9 +56,9 @@ class ActorCritic(torch.nn.Module):
 class Training:
     """An actor-critic on recorded CoinRun routes: advantage-weighted imitation, returns for the critic, Adam."""
 
-    def __init__(self, *, short: bool) -> None:
+    def __init__(self, width: int = 2048) -> None:
         torch.manual_seed(0)
-        self.model = ActorCritic(2048)
+        self.model = ActorCritic(width)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-4)
         routes = data.routes(2000)
         self.frames = torch.from_numpy(np.concatenate([r["obs"] for r in routes]).astype(np.float32))
@@ -103,7 +103,7 @@ def _discounted(rewards: Any, gamma: float = 0.99) -> Any:
 def trained(short: bool) -> Training:
     """Some hundred steps; made once for all rows."""
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    training = Training(short=short)
+    training = Training()
     for _ in range(100 if short else 300):
         training.step()
     return training
@@ -278,8 +278,9 @@ def stall(bench: Bench) -> Iterator[Claim]:
 @row("checkpoint-training")
 def training_rate(bench: Bench) -> Iterator[Claim]:
     """Training iterations a second with a save every few iterations; all ways in turn, round after round."""
-    training = copy.deepcopy(trained(bench.short))
+    training = Training(512) if bench.short else copy.deepcopy(trained(bench.short))
     every, count = (10, 30) if bench.short else (20, 60)
+    training.step()
     folder = bench.scratch("training")
     threads = max(1, (os.cpu_count() or 2) - 1)
     torch.set_num_threads(threads)
@@ -360,7 +361,7 @@ class _Lz4Saver:
 def sizes(bench: Bench) -> Iterator[Claim]:
     """Bytes of a trained state by each way of storing it, over the raw bytes; and the honest part about LZ4."""
     training = trained(bench.short)
-    fresh = Training(short=True)
+    fresh = Training()
     fresh.step()
     cases = {
         "trained weights and Adam": training.state(),

@@ -20,6 +20,7 @@ PUBLIC = {
     "create",
     "load_routes",
     "open",
+    "run_dir",
 }
 
 

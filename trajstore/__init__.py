@@ -25,12 +25,14 @@ __all__ = [
     "create",
     "load_routes",
     "open",
+    "run_dir",
 ]
 
 
 if typing.TYPE_CHECKING:
     from trajstore.collect.recorder import Recorder
     from trajstore.compat.routes import load_routes
+    from trajstore.run import run_dir
 
 
 def __getattr__(name: str) -> object:
@@ -42,6 +44,10 @@ def __getattr__(name: str) -> object:
         from trajstore.compat.routes import load_routes
 
         return load_routes
+    if name == "run_dir":
+        from trajstore.run import run_dir
+
+        return run_dir
     raise AttributeError(f"module 'trajstore' has no attribute {name!r}")
 
 
