@@ -104,7 +104,8 @@ def main() -> int:
         size = sum(os.path.getsize(file) for file in Path(path).rglob("*") if file.is_file())
         raw = int(ds.lengths.sum()) * int(np.prod(_FRAME)) * 2
         print(
-            f"{kills} kills; {len(ds)} trajectories of {seeds} seeds, {raw / 1e9:.2f} GB raw, {size / 1e6:.0f} MB stored"
+            f"{kills} kills; {len(ds)} trajectories of {seeds} seeds, "
+            f"{raw / 1e9:.2f} GB raw, {size / 1e6:.0f} MB stored"
         )
         print(f"compared with an undisturbed run in {time.time() - began:.0f} s: {len(wrong)} differences")
         for line in wrong[:20]:

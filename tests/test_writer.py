@@ -269,7 +269,7 @@ def wait_for(condition):
 
 
 def test_an_exception_leaving_the_block_commits(path):
-    with pytest.raises(KeyError), trajstore.create(path, commit_every=None) as writer:
+    with pytest.raises(KeyError), trajstore.create(path, commit_every=None) as writer:  # noqa: PT012
         writer.append(steps(0, 4))
         raise KeyError("the simulator broke")
     assert len(trajstore.open(path)) == 1
@@ -481,7 +481,7 @@ def test_a_full_queue_can_be_an_error(path):
     with trajstore.create(path, queue_bytes=1 << 20, on_full="error", threads=1) as writer:
         writer.append({"x": np.zeros((8, 1 << 16))})
         taken = 1
-        with pytest.raises(QueueFullError):
+        with pytest.raises(QueueFullError):  # noqa: PT012
             for _ in range(200):
                 writer.append({"x": np.random.default_rng(0).standard_normal((8, 1 << 16))})
                 taken += 1
@@ -541,7 +541,7 @@ def test_a_read_only_folder(tmp_path):
 
 
 def test_a_missing_path_is_named(tmp_path):
-    with pytest.raises(NotFoundError, match="no store at .*nowhere"):
+    with pytest.raises(NotFoundError, match=r"no store at .*nowhere"):
         trajstore.open(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     with pytest.raises((NotFoundError, CorruptionError)):

@@ -20,7 +20,6 @@ from trajstore.manifest import Shard
 from trajstore.shard import GrowingShard, encode_frame
 from trajstore.storage import Storage
 
-
 _PACK_BYTES = 96 << 10  # stored bytes that are packed in one go: a few NumPy calls each, within the caches
 
 
@@ -65,7 +64,7 @@ class ArrayWriter:
     # -- rows to frames --------------------------------------------------------------------------------------------
 
     def encode(self, rows: np.ndarray[Any, Any], first: int) -> None:
-        """Encode rows (n, *row_shape) that begin at row ``first``, a multiple of the chunk; the last chunk may be partial.
+        """Encode rows (n, *row_shape) from row ``first`` on, a multiple of the chunk; the last chunk may be partial.
 
         Raises ``Misfit`` if they cannot be packed.
         """
@@ -111,7 +110,7 @@ class ArrayWriter:
     # -- frames to files -------------------------------------------------------------------------------------------
 
     def flush(self, end: int) -> None:
-        """Write all frames that wait, make their names durable, and seal every shard that ends at or before row ``end``.
+        """Write all frames that wait, make their names durable, and seal each shard that ends at or before row ``end``.
 
         Raises ``StorageError`` (the frames still wait; call again), ``ConflictError`` if another writer made a shard
         of this array.
@@ -219,7 +218,7 @@ class ArrayWriter:
             pass
 
     def existing_shards(self) -> int:
-        """One more than the highest shard number in the folder, whoever made it; leftovers of dead writers are removed."""
+        """One more than the highest shard number in the folder, whoever made it; removes what dead writers left."""
         highest = -1
         for name in self.storage.list(self.layout.path):
             number = self.layout.shard_number(name)

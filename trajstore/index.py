@@ -42,7 +42,7 @@ class Pieces(NamedTuple):
     chunk: Ints
     inner: Ints
     target: Ints
-    count: Ints
+    count: Ints  # type: ignore[assignment]  # a tuple's own count, which nobody asks for here
 
 
 def runs(rows: Ints, targets: Ints | None = None) -> tuple[Ints, Ints, Ints]:

@@ -310,7 +310,8 @@ class Ingest:
         snapshot = Snapshot(self.storage, head)
         # Ids are given in the order of rows; only a store that was merged may have them otherwise.
         if int(ids.max()) < len(rows) and bool((snapshot.column(ID, rows[ids]) == ids).all()):
-            return rows[ids]
+            chosen: np.ndarray[Any, np.dtype[np.int64]] = rows[ids]
+            return chosen
         stored = snapshot.column(ID, rows)
         order = np.argsort(stored, kind="stable")
         place = np.minimum(np.searchsorted(stored, ids, sorter=order), len(order) - 1)

@@ -237,7 +237,7 @@ class Checker:
         missing = 0
         for name, column, kind, low, high in self._columns:
             value = flat.get(name)
-            if type(value) is not kind or not low <= value <= high:
+            if type(value) is not kind or not low <= value <= high:  # type: ignore[operator]  # kinds are ordered
                 missing += name not in flat
                 value = as_column(name, column, self._default(name, column, flat) if value is None else value)
             columns.append(value)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.errors import FormatError, UnsupportedFormatError
-from trajstore.schema import NUMERIC, SchemaError, check_path
+from trajstore.errors import FormatError, SchemaError, UnsupportedFormatError
+from trajstore.schema import NUMERIC, check_path
 
 ROOT = "zarr.json"
 STEPS = "steps"

@@ -41,6 +41,7 @@ class Snapshot:
         self._table_cache = ChunkCache(_TABLE_CACHE)
         self._readers: dict[str, ArrayReader] = {}
         self._fields: dict[str, ArrayReader] = {}
+        self._recorded: dict[str, np.ndarray[Any, Any]] = {}
         self._seals: np.ndarray[Any, Any] | None = None
         self._live: IntervalSet | None = None
         self._bounds: dict[str, tuple[int, int]] = {}
@@ -90,7 +91,8 @@ class Snapshot:
             )
         if int(rows.pairs[-1, 1]) > end or len(rows) > held:
             raise CorruptionError(
-                f"the manifest {self.storage.describe(ROOT)} names {len(rows)} trajectories, and the table has no such rows",
+                f"the manifest {self.storage.describe(ROOT)} names {len(rows)} trajectories, "
+                "and the table has no such rows",
                 hint="`trajstore repair` lists the older manifests that can be opened",
             )
 
@@ -146,9 +148,35 @@ class Snapshot:
 
     def pairs(self, clock: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Start and stop on a clock, int64 (n, 2), of trajectories by row of the table; -1 where absent."""
+        self._check_recorded(clock_array(clock), rows)
         pairs = self.reader(clock_array(clock)).take(rows)
         self._check_pairs(clock, pairs)
         return pairs
+
+    def _check_recorded(self, array: str, rows: np.ndarray[Any, Any]) -> None:
+        """Raise ``CorruptionError`` if trajectories lie in a shard that the commit does not know.
+
+        Only before its first shard may an array of the table have none: there it was added later, and reads as fill.
+        """
+        if isinstance(self.storage, Hdf5Storage) or not len(rows):
+            return
+        known = self._recorded.get(array)
+        if known is None:
+            known = self._recorded[array] = np.array(sorted(self._shard_lengths(array)), np.int64)
+        size = self.reader(array).layout.shard_rows
+        first, last = int(rows.min()) // size, int(rows.max()) // size
+        low, high = np.searchsorted(known, (first, last + 1))
+        if high - low == last + 1 - first:
+            return
+        shards = np.unique(rows // size)
+        lost = shards[~np.isin(shards, known)]
+        lost = lost[lost > known[0]] if len(known) else lost[:0]
+        if len(lost):
+            raise CorruptionError(
+                f"{self.storage.describe(array)}: the commit names trajectories in shard {int(lost[0])}, "
+                "and neither a seal nor a tail knows that shard",
+                hint="restore the store from a copy, or save what is whole with `trajstore repair`",
+            )
 
     def _check_pairs(self, clock: str, pairs: np.ndarray[Any, Any]) -> None:
         """Raise ``CorruptionError`` for pairs that no writer makes, before anyone reserves memory for such rows."""
@@ -157,7 +185,8 @@ class Snapshot:
         wrong = (start > stop) | (start < -1) | (stop > end) | (stop - start > most) | ((start < 0) & (stop >= 0))
         if wrong.any():
             raise CorruptionError(
-                f"{self.storage.describe(clock_array(clock))} names rows {pairs[wrong][0].tolist()}, and there are none",
+                f"{self.storage.describe(clock_array(clock))} names rows {pairs[wrong][0].tolist()}, "
+                "and there are none",
                 hint="restore it from a copy, or save what is whole with `trajstore repair`",
             )
 
@@ -174,6 +203,7 @@ class Snapshot:
 
     def column(self, name: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """A column's values (n,) by row of the table."""
+        self._check_recorded(column_array(name), rows)
         return self.reader(column_array(name)).take(rows)
 
 

@@ -27,11 +27,11 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, Union
+from typing import Protocol
 
 from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StorageError
 
-Piece = Union[bytes, bytearray, memoryview]
+Piece = bytes | bytearray | memoryview
 
 _OPEN_FILES = 128  # read descriptors kept; a process may often hold no more than 1,024
 _IOV_MAX = 512

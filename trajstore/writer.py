@@ -876,7 +876,7 @@ class Writer:
                 if not self._wanted:
                     self._wake.wait(self._until(last))
                 if self._closed:
-                    return
+                    return  # type: ignore[unreachable]  # it was closed meanwhile
             due = self._commit_every is not None and time.monotonic() - last >= self._commit_every
             if not self._wanted and not (due and self._worth_it(last)):
                 continue
