@@ -268,6 +268,39 @@ def test_missing_files_are_said(tmp_path: Path) -> None:
         buffer.load_checkpoint(str(tmp_path))
 
 
+KILLED = """
+import os, sys, torch
+from trajstore.compat.rlinf import TrajectoryReplayBuffer
+
+buffer = TrajectoryReplayBuffer(auto_save=True, auto_save_path=sys.argv[1])
+for number in range(40):
+    buffer.add_trajectories([{"model_weights_id": "w", "rewards": torch.full((3, 2, 1), float(number))}])
+buffer._own._threads.shutdown()
+if sys.argv[2] == "kill":
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("end", ["kill", "exit"])
+def test_batches_that_were_saved_are_found_after_a_kill_and_after_no_close(tmp_path: Path, end: str) -> None:
+    words = [sys.executable, "-c", KILLED, str(tmp_path), end]
+    done = subprocess.run(words, cwd=Path(__file__).parent.parent, check=False)
+    assert done.returncode == (-9 if end == "kill" else 0)
+    (tmp_path / "trajectory_40_w.pt").write_bytes(b"torn")
+    buffer = TrajectoryReplayBuffer(sample_window_size=0)
+    if end == "kill":
+        with pytest.warns(UserWarning, match="newer batches that its index lacks"):
+            buffer.load_checkpoint(str(tmp_path))
+    else:
+        buffer.load_checkpoint(str(tmp_path))
+    assert len(buffer) == 40
+    assert set(buffer.sample(240)["rewards"].flatten().tolist()) <= set(range(40))
+    again = TrajectoryReplayBuffer(auto_save=True, auto_save_path=str(tmp_path))
+    again.add_trajectories([{"rewards": torch.zeros((1, 1, 1))}])
+    again.close()
+    assert (tmp_path / "trajectory_41_.pt").exists()
+
+
 def test_what_is_no_batch_is_refused_whole(tmp_path: Path) -> None:
     buffer = TrajectoryReplayBuffer()
     wrong = trajectory(0, 6, 2, 1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +24,7 @@ from trajstore.replayindex import LiveIndex, LiveRows
 from trajstore.rlinf.batch import BATCH, CLOCKS, ENV, NUMBER, VALUES, WEIGHTS, Batch, batch_of, fields_of
 from trajstore.rlinf.files import load_batch, save_batch
 from trajstore.rlinf.flat import Tensors, assembled, copied, flatten, nested, put, take
-from trajstore.rlinf.folder import file_name, read_folder, write_index
+from trajstore.rlinf.folder import batch_files, file_name, read_folder, write_index
 from trajstore.schema import Column, Field
 from trajstore.snapshot import Snapshot
 from trajstore.storage import LocalStorage
@@ -33,7 +36,8 @@ Entry = dict[str, Any]
 LENGTH = "max_episode_length"
 _OPEN_FILES = 64
 _WAITING_BYTES = 256 << 20
-_INDEX_SHARE = 0.05  # the index on disk is written again when it lacks so large a part
+_INDEX_SHARE = 0.05  # the index on disk is written again when it lacks so large a part,
+_INDEX_SECONDS = 5.0  # or when it is so old
 
 
 class Backing(Protocol):
@@ -84,6 +88,41 @@ class Files:
         return known
 
 
+def _call(method: weakref.WeakMethod[Any]) -> None:
+    found = method()
+    if found is not None:
+        found()
+
+
+def unlisted(folder: str, known: Mapping[int, Any], kind: str) -> tuple[dict[int, Entry], dict[int, str]]:
+    """Whole batch files newer than all that an index names, which it lacks because its writer was killed."""
+    entries: dict[int, Entry] = {}
+    names: dict[int, str] = {}
+    for number, name in sorted(batch_files(LocalStorage(folder))):
+        if number > max(known, default=-1) and name.endswith(kind):
+            try:
+                batch = batch_of(_mapped(folder, name), name)
+            except (FormatError, SchemaError):
+                continue  # the one that it was writing
+            entries[number], names[number] = entry_of(number, batch), name
+    return entries, names
+
+
+def entry_of(number: int, batch: Batch) -> Entry:
+    """What an index says of a batch."""
+    shape = next(
+        (batch.tensors[name].shape for name in ("prev_logprobs", "rewards", "actions") if name in batch.tensors),
+        (batch.steps, batch.envs),
+    )
+    return {
+        "num_samples": batch.steps * batch.envs,
+        "trajectory_id": number,
+        LENGTH: batch.plain.get(LENGTH),
+        "shape": [int(n) for n in shape],
+        WEIGHTS: str(batch.plain.get(WEIGHTS, "")),
+    }
+
+
 def _mapped(folder: str, name: str) -> dict[str, Any]:
     """A batch file's dict; of a ``.pt`` only those pages are read that are looked at."""
     if name.endswith(".pt"):
@@ -114,12 +153,16 @@ class FileWriter(Files):
         self._saving: OrderedDict[int, Future[None]] = OrderedDict()
         self._limit = 4 * threads
         self.lost: list[int] = []  # could not be saved; whoever knows of them takes them out
-        self._unlisted = 0
+        self._unlisted, self._listed_at = 0, time.monotonic()
+        self._beyond = max([number for number, _ in batch_files(self._storage)], default=-1) + 1
+        self._metadata: Mapping[str, Any] = {}
+        self._at_exit = weakref.WeakMethod(self._finish)
+        atexit.register(_call, self._at_exit)
 
     @property
     def next_number(self) -> int:
         """An id that no file has."""
-        return max([*self._before, *self.entries, -1]) + 1
+        return max([*self.entries, self._beyond - 1]) + 1
 
     def add(self, number: int, value: Mapping[str, Any], entry: Entry, metadata: Mapping[str, Any]) -> None:
         """Save a batch in the background; ``value`` may not change any more. Raises what an earlier save has raised."""
@@ -128,8 +171,9 @@ class FileWriter(Files):
         name = file_name(number, str(entry["model_weights_id"]), self.kind)
         self.names[number], self.entries[number] = name, entry
         self._saving[number] = self._threads.submit(save_batch, self._storage, name, value)
-        self._unlisted += 1
-        if self._unlisted > _INDEX_SHARE * len(self.entries):
+        self._unlisted, self._metadata = self._unlisted + 1, metadata
+        late = time.monotonic() - self._listed_at > _INDEX_SECONDS
+        if late or self._unlisted > _INDEX_SHARE * len(self.entries):
             self._list(metadata)
 
     def _saved(self, number: int) -> None:
@@ -152,7 +196,12 @@ class FileWriter(Files):
         entries = {**self._before, **self.entries}
         samples = sum(int(entries[number]["num_samples"]) for number in ids)
         write_index(self._storage, entries, ids, {**metadata, "size": len(ids), "total_samples": samples})
-        self._unlisted = len(self._saving)
+        self._unlisted, self._listed_at = len(self._saving), time.monotonic()
+
+    def _finish(self) -> None:
+        """At the end of a process that did not close its buffer."""
+        if self._unlisted:
+            self.flush(self._metadata)
 
     def flush(self, metadata: Mapping[str, Any]) -> None:
         """Have everything on disk and in the index. Raises what could not be saved."""
@@ -164,6 +213,7 @@ class FileWriter(Files):
         try:
             self.flush(metadata)
         finally:
+            atexit.unregister(self._at_exit)
             self._threads.shutdown()
 
     def _batch(self, number: int) -> tuple[Batch, Tensors]:

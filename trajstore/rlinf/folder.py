@@ -92,6 +92,11 @@ def _file(number: int, entry: Mapping[str, Any], kind: str, names: list[str]) ->
     return expected if expected in names else min(names)
 
 
+def batch_files(storage: Storage) -> list[tuple[int, str]]:
+    """Id and name of every batch file in a folder, whatever its index says."""
+    return [(int(match[1]), name) for name in storage.list("") if (match := _FILE.match(name))]
+
+
 def file_name(number: int, middle: str, kind: str) -> str:
     return f"trajectory_{number}_{middle}{SUFFIXES[kind]}"
 

@@ -26,8 +26,8 @@ from trajstore.errors import FormatError, NotFoundError, SchemaError, StateError
 from trajstore.merge import merge
 from trajstore.publish import publish_file
 from trajstore.rlinf.arena import Arena
-from trajstore.rlinf.backing import LENGTH, Backing, Files, FileWriter, Stored, StoreWriter, link_or_copy
-from trajstore.rlinf.batch import WEIGHTS, Batch, batch_of
+from trajstore.rlinf.backing import Backing, Files, FileWriter, Stored, StoreWriter, entry_of, link_or_copy, unlisted
+from trajstore.rlinf.batch import WEIGHTS, batch_of
 from trajstore.rlinf.files import save_batch
 from trajstore.rlinf.flat import Ints, Tensors, assembled, copied, flatten, nested, restore
 from trajstore.rlinf.folder import METADATA, SUFFIXES, file_name, read_folder, write_index
@@ -154,7 +154,7 @@ class TrajectoryReplayBuffer:
         batch = batch_of(value, f"batch {number}")
         batch.tensors = {path: _on_host(tensor) for path, tensor in batch.tensors.items()}
         flat, extra = flatten(batch, f"batch {number}")
-        entry = _entry(number, batch)
+        entry = entry_of(number, batch)
         self._counter += 1
         own = self._own
         if isinstance(own, FileWriter):
@@ -403,20 +403,6 @@ def _on_host(tensor: Any) -> torch.Tensor:
     return (tensor if isinstance(tensor, torch.Tensor) else torch.as_tensor(tensor)).detach().cpu()
 
 
-def _entry(number: int, batch: Batch) -> dict[str, Any]:
-    shape = next(
-        (batch.tensors[name].shape for name in ("prev_logprobs", "rewards", "actions") if name in batch.tensors),
-        (batch.steps, batch.envs),
-    )
-    return {
-        "num_samples": batch.steps * batch.envs,
-        "trajectory_id": number,
-        LENGTH: batch.plain.get(LENGTH),
-        "shape": [int(n) for n in shape],
-        WEIGHTS: str(batch.plain.get(WEIGHTS, "")),
-    }
-
-
 def _opened(path: str) -> tuple[Files | Stored, list[int], dict[str, Any]]:
     """What a checkpoint holds: where its batches are, their ids in order, and its metadata."""
     storage = LocalStorage(path)
@@ -433,9 +419,15 @@ def _opened(path: str) -> tuple[Files | Stored, list[int], dict[str, Any]]:
         shown = ", ".join(map(str, folder.missing[:10]))
         warnings.warn(f"{folder.place} names batches that are not there: {shown}", stacklevel=3)
     ids = [number for number in folder.ids if number in folder.files]
+    more, names = unlisted(path, folder.entries, SUFFIXES[folder.format])
+    if more:
+        warnings.warn(
+            f"{folder.place} holds {len(more)} newer batches that its index lacks; they are loaded", stacklevel=3
+        )
     if folder.ids and not ids:
         raise NotFoundError(f"no file that the index of {folder.place} names is there")
-    return Files(path, {n: dict(folder.entries[n]) for n in ids}, dict(folder.files)), ids, dict(folder.metadata)
+    entries = {number: dict(folder.entries[number]) for number in ids} | more
+    return Files(path, entries, {**folder.files, **names}), [*ids, *more], dict(folder.metadata)
 
 
 def main(arguments: Sequence[str]) -> int:
