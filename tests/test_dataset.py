@@ -89,7 +89,7 @@ def test_rows_know_their_shape_without_reading(ds, expected):
     assert (rows.shape, rows.dtype, rows.ndim) == (expected[299]["state"]["q"].shape, np.float64, 2)
     assert rows.nbytes == expected[299]["state"]["q"].nbytes
     assert np.array_equal(np.asarray(rows), expected[299]["state"]["q"])
-    with pytest.raises(NotFoundError, match="has .* rows here"):
+    with pytest.raises(NotFoundError, match=r"has .* rows here"):
         rows[1000]
 
 
@@ -238,6 +238,14 @@ def test_a_lost_shard_is_damage_not_zeros(tmp_path):
         trajstore.open(tmp_path / "s")[0]["obs"][:]
 
 
+def test_trajectories_in_a_shard_that_no_seal_knows_are_damage(path):
+    ds = trajstore.open(path)
+    snapshot = ds.snapshots[0]
+    snapshot.manifest.tails.pop("clocks/steps")
+    with pytest.raises(CorruptionError, match="neither a seal nor a tail"):
+        _ = ds.lengths
+
+
 def test_pandas_dask_and_xarray(ds, expected):
     pandas = pytest.importorskip("pandas")
     frame = ds.table.to_pandas()
@@ -251,6 +259,13 @@ def test_pandas_dask_and_xarray(ds, expected):
     mine = found["obs"].where(found["trajectory"] == 7, drop=True)
     assert mine.shape[0] == len(expected[7]["action"])
     assert found["step"].values.max() == max(len(t["action"]) for t in expected[:50]) - 1
+
+
+def test_awkward(ds, expected):
+    awkward = pytest.importorskip("awkward")
+    ragged = ds[:20].steps["state/q"].to_awkward()
+    assert awkward.num(ragged).tolist() == [len(t["state"]["q"]) for t in expected[:20]]
+    assert np.array_equal(ragged[7].to_numpy(), expected[7]["state"]["q"])
 
 
 def test_what_is_not_installed_is_named(ds, monkeypatch):

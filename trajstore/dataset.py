@@ -36,8 +36,8 @@ def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Da
 
     Parameters
     ----------
-    path : a store's folder, or an HDF5 file that was exported from one; a folder of stores (their order is that of their names, ``rank2`` before ``rank10``); or a
-        list of such.
+    path : a store's folder, or an HDF5 file that was exported from one; a folder of stores (their order is that of
+        their names, ``rank2`` before ``rank10``); or a list of such.
     cache_bytes : memory for decoded chunks, shared by all fields.
 
     Returns
@@ -52,7 +52,7 @@ def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Da
     FormatError
         There is one that this version cannot read, or that is damaged.
     """
-    places = list(path) if isinstance(path, (list, tuple)) else [path]
+    places: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
     if not places:
         raise NotFoundError("no store was given")
     storages = [storage for place in places for storage in stores(place)]
@@ -618,7 +618,7 @@ class Rows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
             raise ValueError("rows are decoded into new memory; np.asarray(rows) makes that copy")
-        rows = self[:]
+        rows: Array = self[:]
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
     def __iter__(self) -> Iterator[Any]:
@@ -742,8 +742,13 @@ class StepRows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
             raise ValueError("rows are decoded into new memory; np.asarray(rows) makes that copy")
-        rows = self[:]
+        rows: Array = self[:]
         return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def to_awkward(self) -> Any:
+        """An Awkward array, one ragged entry for each trajectory, in memory. Raises ``MissingDependencyError``."""
+        awkward = _optional("awkward", "awkward")
+        return awkward.unflatten(awkward.from_numpy(self[:]), self._counts)
 
     def to_dask(self) -> Any:
         """A dask array of these rows, one block for each shard's worth. Raises ``MissingDependencyError``."""
