@@ -421,6 +421,22 @@ def test_an_error_surfaces_at_the_next_call_and_costs_only_that_save(tmp_path):
     assert [name for name in os.listdir(tmp_path / "c" / "__trajstore") if name.startswith("tmp")] == []
 
 
+def test_a_clean_up_that_fails_does_not_call_the_checkpoint_lost(tmp_path):
+    class NoRename(LocalStorage):
+        def rename(self, source, target):
+            if "trash" in target:
+                raise StorageError("could not rename: permission denied", errno=13)
+            super().rename(source, target)
+
+    ckpts = Checkpoints(NoRename(tmp_path / "c"), keep_last=1)
+    ckpts.save(1, state(1))
+    ckpts.save(2, state(2))
+    with pytest.raises(StorageError, match="step 2 was saved, but the clean-up"):
+        ckpts.wait()
+    ckpts.close()
+    assert steps(ckpts) == [1, 2]
+
+
 def test_close_raises_but_does_not_hide_the_error_on_its_way(tmp_path):
     storage = Failing(tmp_path / "c")
     storage.fail = True

@@ -368,9 +368,13 @@ class Checkpoints:
             step=job.step, raw_bytes=record.raw_bytes, stored_bytes=record.stored_bytes - linked,
             linked_bytes=linked, persist_seconds=elapsed,
         )  # fmt: skip
-        if job.abandoned is not None:
-            self._prune_abandoned(job.abandoned, record.serial)
-        self._retain(name)
+        try:
+            if job.abandoned is not None:
+                self._prune_abandoned(job.abandoned, record.serial)
+            self._retain(name)
+        except TrajstoreError as error:
+            error._trajstore_published = True  # type: ignore[attr-defined]  # it is there: say so
+            raise
 
     def _prune_abandoned(self, after: int, before: int) -> None:
         for checkpoint in self._shelf.checkpoints():
@@ -635,7 +639,9 @@ class Checkpoints:
         if failed is None:
             return
         step, error = failed
-        message, hint = f"the checkpoint of step {step} was not saved: {error}", getattr(error, "hint", "")
+        published = getattr(error, "_trajstore_published", False)
+        what = "was saved, but the clean-up after it failed" if published else "was not saved"
+        message, hint = f"the checkpoint of step {step} {what}: {error}", getattr(error, "hint", "")
         if isinstance(error, StorageError):
             raise StorageError(message, errno=error.errno) from error
         raise StateError(message, hint="" if hint and hint in message else hint) from error
