@@ -181,6 +181,22 @@ def test_cached_chunks_give_way_in_turn_and_to_other_arrays() -> None:
     assert cache.used == second.used
 
 
+def test_a_child_forked_in_the_middle_of_a_change_does_not_wait_for_it() -> None:
+    cache = ChunkCache(100_000)
+    block = cache.block("a", (10,), np.dtype("uint8"))
+    block.put(0, np.arange(10, dtype=np.uint8), 100)
+    out = np.zeros(1, np.uint8)
+    cache._after_fork()
+    assert block.gather(np.array([7]), 100, out, None) is None
+    with block._guard:  # of a thread that the child does not have
+        cache._after_fork()
+    assert cache.used == block.used == 0
+    assert block.gather(np.array([7]), 100, out, None) is not None
+    block.put(0, np.arange(10, dtype=np.uint8), 100)
+    assert block.gather(np.array([7]), 100, out, None) is None
+    assert out[0] == 7
+
+
 def test_a_chunk_that_has_grown_since_it_was_kept_is_read_again(tmp_path: Path) -> None:
     with create(tmp_path / "s", commit_every=None) as writer:
         for number in range(6):

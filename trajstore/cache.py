@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ class ChunkCache:
         self.used = 0
         self._blocks: dict[tuple[str, str], Block] = {}
         self._guard = threading.Lock()  # taken before a block's own, never after it
+        _caches.add(self)
 
     def block(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:
         """What is kept of an array's values. shape : of a chunk. Arrays of one name, shape and dtype share a block."""
@@ -49,6 +52,15 @@ class ChunkCache:
                 self.used -= largest.clear()
             self.used += wanted.chunk_bytes
             return True
+
+    def _after_fork(self) -> None:
+        """In a forked child: what other threads were changing at that moment is forgotten, all else stays."""
+        guards = [self._guard, *(block._guard for block in self._blocks.values())]
+        if any(guard.locked() for guard in guards):
+            for block in self._blocks.values():
+                block._guard = threading.Lock()
+                block.clear()
+            self._guard, self.used = threading.Lock(), 0
 
     def release(self, amount: int) -> None:
         with self._guard:
@@ -172,3 +184,14 @@ class Block:
             more = max(len(self._slot), chunk + 2 - len(self._slot))
             self._slot = np.concatenate((self._slot, np.full(more, -1, np.int64)))
         self._slot[chunk] = slot
+
+
+_caches: weakref.WeakSet[ChunkCache] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for cache in list(_caches):
+        cache._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
