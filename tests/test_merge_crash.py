@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +17,7 @@ from tests.campaign.images import Replay
 from trajstore import assembly, encoding, tasks
 from trajstore.delete import delete
 from trajstore.derive import ReturnsToGo, add_column, add_field
-from trajstore.errors import AlreadyExistsError, NotFoundError
+from trajstore.errors import AlreadyExistsError, NotFoundError, StorageError
 from trajstore.merge import merge
 from trajstore.split import split
 from trajstore.storage import Storage
@@ -220,3 +222,30 @@ def test_after_a_power_failure_at_any_moment_it_is_whole_or_not_there(name: str)
                 assert check(again(survivor))
     for image in points[-1].some(20, draw):
         assert check(again(image.disk())), "what was acknowledged outlives a power failure"
+
+
+@pytest.mark.parametrize("for_ever", [False, True])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_that_fails_surfaces_and_harms_nothing(name: str, for_ever: bool) -> None:
+    do, check = OPERATIONS[name]
+    first = begun()
+    whole = copied(first)
+    storage, changes = mortal(again(whole), 1 << 30)
+    do(storage)
+    for moment in random.Random(2).sample(range(len(changes)), 8):
+        disk = copied(first)
+        calls = itertools.count()
+
+        def tap(name: str, key: str, call: Callable[[], Any], moment: int = moment, calls: Any = calls) -> Any:
+            if name in CHANGES or name in SYNCS:
+                number = next(calls)
+                if number == moment or (for_ever and number > moment):
+                    raise StorageError("the disk is full", errno=errno.ENOSPC)
+            return call()
+
+        try:
+            do(Tapped(again(disk), tap))  # type: ignore[arg-type]
+        except StorageError:
+            check(again(disk))
+        else:
+            assert check(again(disk)), "it found another way"
