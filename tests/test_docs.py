@@ -18,7 +18,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if page.is_file()]
 OPTIONAL = {
-    *("ale_py", "awkward", "click", "dask", "distributed", "gymnasium", "h5py", "hdf5plugin", "lz4", "matplotlib", "pandas"),
+    *(
+        "ale_py",
+        "awkward",
+        "click",
+        "dask",
+        "distributed",
+        "gymnasium",
+        "h5py",
+        "hdf5plugin",
+        "lz4",
+        "matplotlib",
+        "pandas",
+    ),
     *("pyarrow", "rich", "tensorstore", "torch", "xarray", "zarr", "zarrs"),
 }
 
