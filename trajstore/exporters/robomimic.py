@@ -17,6 +17,7 @@ from trajstore.errors import SchemaError
 from trajstore.hdf5storage import h5py_module
 from trajstore.output import Exported, made_aside
 from trajstore.roles import Episode, Roles, episodes, find_roles, not_carried
+from trajstore.schema import MAIN_CLOCK
 
 _ATTRIBUTES = ("seed", "success")
 
