@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import trajstore
+from trajstore import Column, Field
 from trajstore.errors import QueueFullError, SchemaError
 
 
@@ -123,3 +124,25 @@ def test_parts_lie_under_a_plain_group(tmp_path: Path) -> None:
         trajstore.create(root, part="rank2")
     with pytest.raises(trajstore.TrajstoreError, match="cannot hold parts"):
         trajstore.create(root / "rank2", part="inner")
+
+
+def test_what_is_declared_later_counts(tmp_path: Path) -> None:
+    with trajstore.create(tmp_path / "s", fields={"x": Field("float32")}) as writer:
+        with pytest.raises(SchemaError, match="'x' is declared"):
+            writer.declare(fields={"x": Field("float64")})
+        writer.declare(fields={"y": Field("uint8", (2,), clock="slow")}, columns={"level": Column("int8", default=-1)})
+        writer.append({"x": [1.0, 2.0], "y": np.ones((1, 2), np.uint8)})
+        with pytest.raises(SchemaError, match="'x' is declared"):
+            writer.declare(fields={"x": Field("float16")})
+        with pytest.raises(SchemaError, match="is new"):
+            writer.declare(columns={"score": Column("float32")})
+        writer.declare(columns={"score": Column("float32", default=0.5)})
+        lengths = {"steps": [3, 1], "slow": [1, 2]}
+        writer.append_many(
+            {"x": np.zeros(4, np.float32), "y": np.zeros((3, 2), np.uint8)}, lengths=lengths, score=np.float32(2)
+        )
+    ds = trajstore.open(tmp_path / "s")
+    assert ds.table["level"].tolist() == [-1, -1, -1]
+    assert ds.table["score"].tolist() == [0.5, 2, 2]
+    assert [len(ds[i]["y"]) for i in range(3)] == [1, 1, 2]
+    assert ds.fields["x"].dtype == "float32"

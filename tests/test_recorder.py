@@ -315,7 +315,14 @@ def test_a_slow_writer_makes_the_caller_wait_and_memory_stay(tmp_path: Path, mon
 
         monkeypatch.setattr(writer, "append_many", slow)
         recorder = Recorder(writer, 16, memory_bytes=8192)
-        opener = threading.Timer(0.3, lambda: gate.release(10_000))
+
+        def open_when_it_is_full() -> None:
+            while not recorder._ring.steps or recorder.stats["queued_steps"] < recorder._ring.steps:
+                time.sleep(0.001)
+            time.sleep(0.1)
+            gate.release(10_000)
+
+        opener = threading.Thread(target=open_when_it_is_full)
         opener.start()
         for t in range(500):
             recorder.step(x=np.full(16, t), terminated=np.ones(16, bool))
