@@ -61,8 +61,15 @@ def kills(seed: int) -> Counter[str]:
     return campaign.campaign(10, seed)
 
 
+def readers(seed: int) -> Counter[str]:
+    """Live readers of all makes beside a writer that is killed."""
+    from tests.campaign import readers as campaign
+
+    return campaign.campaign(10, seed)
+
+
 CAMPAIGNS: dict[str, Callable[[int], Counter[str]]] = {
-    function.__name__: function for function in (images, zombies, damage, faults, kills)
+    function.__name__: function for function in (images, zombies, damage, faults, kills, readers)
 }
 
 

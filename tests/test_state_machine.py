@@ -1,0 +1,215 @@
+"""Hypothesis against a model: whatever is done in whatever order, a store holds what a list in memory would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import trajstore
+from tests.campaign.disk import Disk
+from tests.campaign.images import Replay
+from tests.campaign.workload import State, open_writer, recover, rows_of, state_of, tiny_shards, trajectory
+from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """A writer, a reader that holds an old snapshot, and power failures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tiny = tiny_shards()
+        self.tiny.__enter__()
+        self.disk = Disk()
+        self.writer: trajstore.Writer | None = None
+        self.committed: list[tuple[int, int]] = []  # (id, seed)
+        self.buffered: list[tuple[int, int]] = []
+        self.gone: set[int] = set()  # seeds that may not come back
+        self.attempted: set[int] = set()
+        self.attempted_then: set[int] = set()
+        self.state = self.state_then = 0
+        self.next_seed = 0
+        self.held: tuple[trajstore.Dataset, State] | None = None
+
+    def teardown(self) -> None:
+        if self.writer is not None:
+            self.writer.abandon()
+        self.tiny.__exit__(None, None, None)
+
+    # -- the writer ----------------------------------------------------------------------------------------------------
+
+    @initialize()
+    def create(self) -> None:
+        self.writer = open_writer(self.disk.storage(), unique="seed")
+        self._made_durable()
+
+    def _made_durable(self) -> None:
+        self.committed += self.buffered
+        self.buffered = []
+        self.attempted_then = set(self.attempted)
+        self.state_then = self.state
+
+    def _dropped(self) -> None:
+        self.buffered = []
+        self.attempted = set(self.attempted_then)
+        self.state = self.state_then
+        self.writer = None
+
+    @precondition(lambda self: self.writer is not None)
+    @rule(count=st.integers(1, 6))
+    def append(self, count: int) -> None:
+        assert self.writer is not None
+        for _ in range(count):
+            seed, self.next_seed = self.next_seed, self.next_seed + 1
+            number = self.writer.append(trajectory(seed), seed=seed)
+            assert number is not None
+            self.buffered.append((number, seed))
+            self.attempted.add(seed)
+
+    @precondition(lambda self: self.writer is not None)
+    @rule(count=st.integers(1, 5))
+    def append_many(self, count: int) -> None:
+        assert self.writer is not None
+        seeds = np.arange(self.next_seed, self.next_seed + count)
+        self.next_seed += count
+        rows = [trajectory(int(seed))["x"] for seed in seeds]
+        numbers = self.writer.append_many({"x": np.concatenate(rows)}, lengths=[len(row) for row in rows], seed=seeds)
+        self.buffered += list(zip(numbers.tolist(), seeds.tolist()))
+        self.attempted |= set(seeds.tolist())
+
+    @precondition(lambda self: self.writer is not None and (self.committed or self.buffered))
+    @rule(data=st.data())
+    def append_again(self, data: st.DataObject) -> None:
+        assert self.writer is not None
+        _, seed = data.draw(st.sampled_from(self.committed + self.buffered))
+        assert self.writer.append(trajectory(seed), seed=seed) is None
+
+    @precondition(lambda self: self.writer is not None)
+    @rule(number=st.integers(0, 40))
+    def mark_attempted(self, number: int) -> None:
+        assert self.writer is not None
+        self.writer.mark_attempted(1000 + number)
+        self.attempted.add(1000 + number)
+
+    @precondition(lambda self: self.writer is not None)
+    @rule(value=st.integers(0, 99))
+    def set_state(self, value: int) -> None:
+        assert self.writer is not None
+        self.writer.state["value"] = self.state = value
+
+    @precondition(lambda self: self.writer is not None and self.committed)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        assert self.writer is not None
+        chosen = data.draw(st.sampled_from(self.committed))
+        self.writer.delete(chosen[0])
+        self.writer.commit()
+        self.committed.remove(chosen)
+        self._made_durable()
+
+    @precondition(lambda self: self.writer is not None)
+    @rule()
+    def commit(self) -> None:
+        assert self.writer is not None
+        self.writer.commit()
+        self._made_durable()
+
+    @precondition(lambda self: self.writer is not None)
+    @rule()
+    def close(self) -> None:
+        assert self.writer is not None
+        self.writer.close()
+        self._made_durable()
+        self.writer = None
+
+    @precondition(lambda self: self.writer is not None)
+    @rule()
+    def second_writer(self) -> None:
+        with pytest.raises(LockedError):
+            open_writer(self.disk.storage(), resume=True)
+        with pytest.raises(AlreadyExistsError):
+            open_writer(self.disk.storage())
+
+    @precondition(lambda self: self.writer is None)
+    @rule()
+    def resume(self) -> None:
+        self.writer = open_writer(self.disk.storage(), resume=True)
+        assert len(self.writer) >= len(self.committed)
+        assert set(_all(self.writer.attempted)) == self.attempted
+        assert self.writer.state.get("value", 0) == self.state
+
+    # -- what happens to it --------------------------------------------------------------------------------------------
+
+    @rule()
+    def killed(self) -> None:
+        if self.writer is not None:
+            self.writer.abandon()
+            self._dropped()
+
+    @rule(data=st.data())
+    def power_failure(self, data: st.DataObject) -> None:
+        """Between two calls: any image of what is not synced."""
+        if self.writer is not None:
+            self.writer.abandon()
+            self._dropped()
+        point = None
+        for point in Replay(self.disk).points(getattr(self, "start", None)):
+            pass
+        assert point is not None
+        draw = data.draw(st.randoms(use_true_random=False))
+        image = next(iter(point.some(1, draw)))
+        self.disk, self.start = image.disk(), image.disk()
+        self.held = None
+
+    # -- the reader ----------------------------------------------------------------------------------------------------
+
+    @rule()
+    def hold(self) -> None:
+        dataset = trajstore.open(self.disk.storage())
+        self.held = dataset, state_of(dataset)
+
+    @precondition(lambda self: self.held is not None)
+    @rule()
+    def look_again(self) -> None:
+        """A snapshot never changes, and a refresh is the present."""
+        assert self.held is not None
+        dataset, before = self.held
+        assert state_of(dataset) == before
+        dataset = dataset.refresh()
+        assert state_of(dataset) == self._expected()
+        self.held = dataset, self._expected()
+
+    @precondition(lambda self: self.committed)
+    @rule(data=st.data())
+    def slices(self, data: st.DataObject) -> None:
+        dataset = trajstore.open(self.disk.storage())
+        seeds = [seed for _, seed in self.committed]
+        start, stop = sorted((data.draw(st.integers(0, len(seeds))), data.draw(st.integers(0, len(seeds)))))
+        assert dataset[start:stop].table["seed"].tolist() == seeds[start:stop]
+        wanted = data.draw(st.sampled_from(seeds))
+        found = dataset.where(f"seed == {wanted}")
+        assert len(found) == 1 and found[0]["x"][:].tobytes() == rows_of(wanted)[1]
+        with pytest.raises(NotFoundError):
+            dataset[len(seeds)]
+
+    def _expected(self) -> State:
+        return State(tuple(rows_of(seed) for _, seed in self.committed))
+
+    @invariant()
+    def readers_see_the_last_commit(self) -> None:
+        if self.disk.tree():
+            assert recover(self.disk.storage()) == self._expected()
+
+
+def _all(intervals: Any) -> list[int]:
+    return [value for start, stop in intervals.pairs.tolist() for value in range(start, stop)]
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
