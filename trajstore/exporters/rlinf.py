@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.assembly import Scaffold, located
-from trajstore.dataset import Dataset, Trajectory
+from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
 from trajstore.layout import PRIVATE
 from trajstore.rlinf import joined, save_batch, write_index
@@ -95,15 +95,15 @@ def _write(
     value: dict[str, Any] = {}
     if "max_episode_length" in first and int(first["max_episode_length"]) >= 0:
         value["max_episode_length"] = int(first["max_episode_length"])
-    weights = _value(first, WEIGHTS)
+    weights = first.get(WEIGHTS)
     if weights is not None:
         value[WEIGHTS] = weights
-    value |= _value(first, OTHER) or {}
+    value |= first.get(OTHER) or {}
     value |= joined(dataset, chosen)
-    middle = _value(first, MIDDLE) or weights or ""
+    middle = first.get(MIDDLE) or weights or ""
     name = file_name(number, middle, kind)
     save_batch(storage, f"{folder}/{name}" if folder else name, value)
-    entry = dict(_value(first, ENTRY) or {})
+    entry = dict(first.get(ENTRY) or {})
     shape = next((list(value[n].shape) for n in ("prev_logprobs", "rewards", "actions") if n in value), [])
     entry.update(
         num_samples=int(np.prod(shape[:2])),
@@ -113,10 +113,6 @@ def _write(
         model_weights_id=entry.get("model_weights_id", weights or ""),
     )
     return entry
-
-
-def _value(trajectory: Trajectory, name: str) -> Any:
-    return trajectory[name] if name in trajectory else None  # noqa: SIM401 (its errors are no KeyError)
 
 
 def _metadata(
