@@ -324,6 +324,7 @@ def test_two_processes_are_refused_and_readers_are_not(tmp_path):
         pass
     with pytest.raises(StateError, match="closed"):
         ckpts.save(2, {})
+    assert ckpts.verify() == [] and ckpts.restore().step == 1, "what is closed can still be read"
 
 
 def test_a_forked_child_may_not_use_it(tmp_path):

@@ -66,6 +66,8 @@ class Pool:
         return results
 
     def close(self) -> None:
+        """End the threads; calls run where they are made from then on."""
+        self._threads = 0
         self._finalizer()
 
 
