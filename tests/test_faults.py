@@ -150,7 +150,9 @@ def test_system_calls_that_fail(tmp_path: Path, call: str, error: str, when: str
 
 
 @pytest.mark.skipif(not strace_works(), reason="strace is not installed, or may not trace here")
-@pytest.mark.parametrize(("call", "when"), [("fdatasync", 5), ("rename", 4), ("link,linkat", 3), ("fsync", 6), ("writev", 8)])
+@pytest.mark.parametrize(
+    ("call", "when"), [("fdatasync", 5), ("rename", 4), ("link,linkat", 3), ("fsync", 6), ("writev", 8)]
+)
 def test_processes_killed_at_a_system_call(tmp_path: Path, call: str, when: int) -> None:
     place = tmp_path / "store"
     inject = f"inject={call}:signal=KILL:when={when}"
@@ -184,7 +186,10 @@ def test_a_disk_that_is_full_after_so_many_bytes_of_a_file(tmp_path: Path, limit
 
 def tmpfs_works() -> bool:
     command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=64k none /mnt"]
-    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
 
 
 @pytest.mark.skipif(not tmpfs_works(), reason="no user namespaces here, in which to mount a small tmpfs")
@@ -228,7 +233,9 @@ def test_a_small_disk_fills_up(tmp_path: Path, size: str) -> None:
         )
     )
     command = f"mount -t tmpfs -o size={size} none /mnt && {sys.executable} {script}"
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0 and ("made" in done.stdout or "full" in done.stdout), done.stderr
 
 

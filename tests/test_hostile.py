@@ -1,4 +1,4 @@
-"""Bytes that an accident, a stranger or an enemy put there: refused with a reason, or read right; never anything else."""
+"""Bytes that an accident, a stranger or an enemy put there: refused with a reason, or read right, and nothing else."""
 
 from __future__ import annotations
 

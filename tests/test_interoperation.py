@@ -50,7 +50,9 @@ def flat(trajectory: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=range(12))
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def written(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
     draw = np.random.default_rng(request.param)
     place = tmp_path_factory.mktemp("interop") / "store"
     trajectories = random_trajectories(draw)
@@ -127,5 +129,7 @@ def test_dask(written: tuple[Path, list[dict[str, Any]]]) -> None:
     place, trajectories = written
     root = zarr.open_group(place, mode="r")
     for path in trajectories[0]:
-        found = named(root, path, lambda array: dask.array.from_array(root[array], chunks="auto").compute(scheduler="sync"))
+        found = named(
+            root, path, lambda array: dask.array.from_array(root[array], chunks="auto").compute(scheduler="sync")
+        )
         assert found.tobytes() == expected(trajectories, path).tobytes(), path

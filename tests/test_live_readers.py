@@ -16,7 +16,9 @@ def test_our_own_readers_and_their_old_snapshots(seed: int) -> None:
     assert counts["own reader"] > 50
 
 
-@pytest.mark.parametrize(("kind", "package"), [("zarr_python", "zarr"), ("tensorstore", "tensorstore"), ("zarrs", "zarrs")])
+@pytest.mark.parametrize(
+    ("kind", "package"), [("zarr_python", "zarr"), ("tensorstore", "tensorstore"), ("zarrs", "zarrs")]
+)
 def test_readers_of_other_makes(kind: str, package: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")

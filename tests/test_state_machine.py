@@ -156,10 +156,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.writer is not None:
             self.writer.abandon()
             self._dropped()
-        point = None
-        for point in Replay(self.disk).points(getattr(self, "start", None)):
-            pass
-        assert point is not None
+        *_, point = Replay(self.disk).points(getattr(self, "start", None))
         draw = data.draw(st.randoms(use_true_random=False))
         image = next(iter(point.some(1, draw)))
         self.disk, self.start = image.disk(), image.disk()

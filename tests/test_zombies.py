@@ -16,6 +16,7 @@ from trajstore.errors import ConflictError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
+
 def test_no_acknowledged_commit_is_lost_to_a_writer_that_wakes() -> None:
     """The root never goes back to an older commit either, so snapshots are monotone."""
     counts = zombies.campaign(500)

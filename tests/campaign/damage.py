@@ -166,7 +166,9 @@ def forgeries(files: Files, draw: random.Random) -> Iterator[tuple[str, Files]]:
         offset, size = entries[2 * chunk : 2 * chunk + 2]
         kind = draw.choice(["index", "header", "body"])
         if kind == "index" or offset > len(data) or size < 24:
-            entries[draw.randrange(4)] = draw.choice([0, 1, 15, 16, 20, 2**31, 2**62, 2**63, 2**64 - 1, 2**64 - 2, len(data)])
+            entries[draw.randrange(4)] = draw.choice(
+                [0, 1, 15, 16, 20, 2**31, 2**62, 2**63, 2**64 - 1, 2**64 - 2, len(data)]
+            )
             struct.pack_into("<4Q", data, len(data) - 36, *entries)
             struct.pack_into("<I", data, len(data) - 4, crc32c(bytes(data[-36:-4])))
         else:
@@ -252,5 +254,3 @@ def campaign(count: int, seed: int = 0) -> Counter[str]:
             counts[go_on(changed, {last}, what)] += 1
     counts["damaged"] = count
     return counts
-
-

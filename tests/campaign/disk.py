@@ -20,7 +20,7 @@ ABOVE = 0  #: the folder in which the storage's root stands
 STORE = "store"
 
 Names = tuple[str, tuple[tuple[int, str, int], ...]]  # ("names", ((folder, name, node or 0 for none), ...))
-Effect = Union[Names, tuple[str, int], tuple[str, int, bytes], tuple[str, object]]
+Effect = Union[Names, tuple[str, int], tuple[str, int, bytes], tuple[str, object]]  # noqa: UP007 (evaluated on 3.10)
 
 
 class Disk:

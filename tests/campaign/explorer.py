@@ -216,6 +216,5 @@ class Explorer:
 
     def _say(self, name: str, point: Point, image: Image, found: object, allowed: object) -> str:
         files = "\n  ".join(f"{key} {len(data)}" for key, data in sorted(image.tree().items()))
-        return (
-            f"workload {name!r}, after effect {point.position}: recovered {found!r}, allowed {allowed}; files\n  {files}"
-        )
+        when = f"workload {name!r}, after effect {point.position}"
+        return f"{when}: recovered {found!r}, allowed {allowed}; files\n  {files}"

@@ -25,14 +25,17 @@ def state_of(root: Any) -> State:
     rows = [row for start, stop in body["sets"]["rows"] for row in range(start, stop) if row not in deleted]
     if not rows:
         return State()
-    fields = {path: body["schema"]["fields"][path] for path in ("x", "obs/image", "note") if path in body["schema"]["fields"]}
+    fields = {
+        path: body["schema"]["fields"][path] for path in ("x", "obs/image", "note") if path in body["schema"]["fields"]
+    }
     seeds = root["trajectories/seed"][:]
     pairs = {spec["clock"]: root[f"clocks/{spec['clock']}"][:] for spec in fields.values()}
     values = {path: root[spec["array"]][:] for path, spec in fields.items()}
     found = []
     for row in rows:
         parts = [
-            np.ascontiguousarray(values[path][slice(*pairs[spec["clock"]][row])]).tobytes() for path, spec in fields.items()
+            np.ascontiguousarray(values[path][slice(*pairs[spec["clock"]][row])]).tobytes()
+            for path, spec in fields.items()
         ]
         found.append((int(seeds[row]), *parts))
     return State(tuple(found))
@@ -41,5 +44,3 @@ def state_of(root: Any) -> State:
 def check(files: dict[str, bytes], expected: State) -> None:
     found = state_of(group(files))
     assert found == expected, f"zarr-python finds {found} instead of {expected}"
-
-

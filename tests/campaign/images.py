@@ -247,9 +247,7 @@ class Replay:
             subsets += [pending[:n] + pending[n + 1 :] for n in range(len(pending))]
             subsets += [(change,) for change in pending]
         else:
-            subsets = itertools.chain.from_iterable(
-                itertools.combinations(pending, n) for n in range(len(pending) + 1)
-            )
+            subsets = itertools.chain.from_iterable(itertools.combinations(pending, n) for n in range(len(pending) + 1))
         for subset in subsets:
             names = dict(self._durable[folder])
             for _, changes in subset:

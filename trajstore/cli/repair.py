@@ -42,7 +42,13 @@ def repair(
             print_json(found)
             return
         rows = [
-            (entry.file, entry.number or "-", _when(entry.time), number(entry.trajectories or 0), entry.error or "opens")
+            (
+                entry.file,
+                entry.number or "-",
+                _when(entry.time),
+                number(entry.trajectories or 0),
+                entry.error or "opens",
+            )
             for entry in found
         ]
         print_table(("file", "commit", "time (UTC)", "trajectories", "state"), rows)
