@@ -386,6 +386,8 @@ class Dataset:
         if trajectories is None:
             trajectories = np.arange(len(self), dtype=np.int64)
         pairs = pairs[trajectories]
+        if len(self._snapshots) == 1:
+            return self._snapshots[0].field(field).read_runs(pairs[:, 0], pairs[:, 1], out)
         part = np.repeat(self._part_of(trajectories), pairs[:, 1] - pairs[:, 0])
         return self._gather(field, part, spans(pairs[:, 0], pairs[:, 1]), out)
 
@@ -402,7 +404,11 @@ class Dataset:
         if out is None:
             out = np.empty((len(rows), *reader.layout.row_shape), reader.dtype)
         for p, mine in groups:
-            out[mine] = self._snapshots[p].field(field).take(rows[mine])
+            reader = self._snapshots[p].field(field)
+            if reader.dtype == out.dtype and type(mine) is not slice:
+                reader.take(rows[mine], out, mine)
+            else:
+                out[mine] = reader.take(rows[mine])
         return out
 
     def batches(

@@ -129,6 +129,9 @@ class ArrayReader:
         if len(out):
             kept = counts > 0
             starts, stops, targets = starts[kept], stops[kept], (np.cumsum(counts) - counts)[kept]
+            apart = starts[1:] != stops[:-1]  # where one does not go on where the one before ends
+            first = np.concatenate((np.ones(1, np.bool_), apart))
+            starts, stops, targets = starts[first], stops[np.roll(first, -1)], targets[first]
             self._check(int(starts.min()), int(stops.max()))
             block = self._block(len(out), len(starts) == 1)
             if block is None:
