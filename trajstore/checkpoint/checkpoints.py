@@ -24,7 +24,7 @@ from trajstore.checkpoint.restoring import check_into, put_into
 from trajstore.checkpoint.retention import Best, Retention, select
 from trajstore.checkpoint.rng import rng_state, set_rng_state
 from trajstore.checkpoint.saving import Before, strip_checkpoint, structure_bytes, write_checkpoint
-from trajstore.checkpoint.shelf import HISTORY, LOCK, Checkpoint, Shelf, age, candidate
+from trajstore.checkpoint.shelf import HISTORY, LOCK, Checkpoint, Shelf, age
 from trajstore.checkpoint.tree import Extent, Flattening
 from trajstore.errors import (
     CorruptionError,
@@ -384,27 +384,27 @@ class Checkpoints:
     def _retain(self, newest: str) -> None:
         if self._rules.keeps_all:
             return
-        checkpoints = self._shelf.checkpoints()
-        kept = select(map(candidate, checkpoints), self._rules, newest_valid=newest)
-        for checkpoint in checkpoints:
-            reasons = kept.get(checkpoint.name)
+        candidates = self._shelf.candidates()
+        kept = select(candidates, self._rules, newest_valid=newest)
+        for candidate in candidates:
+            reasons = kept.get(candidate.name)
             if reasons is None:
-                self._shelf.discard(checkpoint.name)
-            elif reasons == ["every"] and self._milestone and checkpoint.complete:
-                self._strip(checkpoint)
+                self._shelf.discard(candidate.name)
+            elif reasons == ["every"] and self._milestone:
+                self._strip(candidate.name)
 
-    def _strip(self, checkpoint: Checkpoint) -> None:
+    def _strip(self, name: str) -> None:
         """Drop all but the milestone's sections: the smaller one appears, then the whole one goes."""
-        if not self._milestone & set(checkpoint.sections):
+        record = self._shelf.record(name)
+        if record.stripped or not self._milestone & set(record.sections):
             return
-        target = f"{checkpoint.name}.milestone"
+        target = f"{name}.milestone"
         if target not in self._shelf.names():
-            record = self._shelf.record(checkpoint.name)
-            strip_checkpoint(self._storage, checkpoint.name, target, record, self._milestone, self._pool)
-        mark = self._shelf.mark(checkpoint.name)
+            strip_checkpoint(self._storage, name, target, record, self._milestone, self._pool)
+        mark = self._shelf.mark(name)
         if mark:
             self._shelf.set_mark(target, **mark)
-        self._shelf.discard(checkpoint.name)
+        self._shelf.discard(name)
 
     # --- reading ------------------------------------------------------------------------------
 

@@ -92,6 +92,14 @@ class Shelf:
         marks = self.marks()
         return [self.describe(name, record, marks.get(name, {})) for name, record in self.records().items()]
 
+    def candidates(self) -> list[Candidate]:
+        """All checkpoints as retention sees them: no more than it needs, since every save asks."""
+        pinned = {name for name, mark in self.marks().items() if mark.get("pinned")}
+        return [
+            Candidate(name, record.step, record.serial, record.metrics, name in pinned)
+            for name, record in self.records().items()
+        ]
+
     def describe(self, name: str, record: Record, mark: dict[str, Any]) -> Checkpoint:
         return Checkpoint(
             name=name,
