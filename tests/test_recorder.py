@@ -13,6 +13,7 @@ import pytest
 import trajstore
 from trajstore.collect import Recorder
 from trajstore.collect.boundaries import GIVEN, NEXT_ROW, NOWHERE, Boundaries
+from trajstore.collect.scratch import SpillLog
 from trajstore.errors import SchemaError, StateError, StorageError
 from trajstore.layout import SCRATCH
 
@@ -303,6 +304,40 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         recorder.close()
     ds = trajstore.open(tmp_path / "s")
     np.testing.assert_array_equal(ds.read("x"), np.arange(2 * steps))
+
+
+def test_scratch_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with trajstore.create(tmp_path / "s", commit_every=None) as writer:
+        recorder = Recorder(writer, 4, memory_bytes=4096)
+        write, full = SpillLog.write, threading.Event()
+
+        def refused(self: Any, *args: Any) -> Any:
+            if full.is_set():
+                raise StorageError("no space left for scratch")
+            return write(self, *args)
+
+        monkeypatch.setattr(SpillLog, "write", refused)
+        steps, never = 0, np.zeros(4, bool)
+        full.set()
+
+        def record_for_ever() -> None:
+            nonlocal steps
+            while True:
+                recorder.step(x=np.full((4, 10), steps), terminated=never)
+                steps += 1
+
+        with pytest.raises(StorageError, match="for scratch"):
+            record_for_ever()
+        full.clear()
+        writer.commit()
+        for _ in range(100):
+            recorder.step(x=np.full((4, 10), steps), terminated=never)
+            steps += 1
+        recorder.close()
+    ds = trajstore.open(tmp_path / "s")
+    assert ds.lengths.tolist() == [steps] * 4
+    for i in range(4):
+        np.testing.assert_array_equal(ds[i]["x"][:, 3], np.arange(steps))
 
 
 def test_a_slow_writer_makes_the_caller_wait_and_memory_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

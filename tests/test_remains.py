@@ -35,6 +35,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path, limit: int) -> None:
         envs = np.flatnonzero(start < stop)
         begin = np.maximum(start[envs], step)
         remains.add(step, stop, envs, begin, rows_of(envs, begin, stop))
+        remains.trim()
         ends = np.flatnonzero(rng.random(num_envs) < 4 / patience)
         for env in ends:
             steps = np.arange(start[env], stop)
@@ -45,6 +46,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path, limit: int) -> None:
             remains.take("wide", np.full(len(steps), env), steps, wide)
             assert (wide == env).all()
         remains.drop(ends)
+        remains.trim()
         start[ends] = stop
         most = max(most, len(remains._pieces))
         held = {path.name for path in (tmp_path / SCRATCH).glob("*")}
@@ -59,6 +61,7 @@ def test_damage_in_scratch_is_found(tmp_path: Path) -> None:
     remains = Remains(2, 0, lambda: SpillLog(LocalStorage(tmp_path), "session"))
     envs, begin = np.arange(2), np.zeros(2, np.int64)
     remains.add(0, 9, envs, begin, rows_of(envs, begin, 9))
+    remains.trim()
     (file,) = (tmp_path / SCRATCH).iterdir()
     data = bytearray(file.read_bytes())
     data[-30] ^= 1

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -72,7 +72,7 @@ class Background:
         self._idle = self._closing = self._abandoned = False
         self._attempts = 0  # to append
         self._failure: BaseException | None = None
-        self._trouble: StorageError | None = None  # of the writer, which may get over it
+        self._trouble: StorageError | None = None  # of the disk, which may get over it
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="trajstore-recorder", daemon=True)
         self._thread.start()
@@ -178,8 +178,10 @@ class Background:
             stop = splitter.next_stop(limit)
             self._receive(stop + lag)
             splitter.store(self._wanted(splitter.scan(stop, limit + lag)))
+            self._patiently(splitter.remains.trim)
             while splitter.release(self.head):
                 self._notify()
+                self._patiently(splitter.remains.trim)
             self.done = stop
 
     def _finish(self) -> None:
@@ -212,11 +214,14 @@ class Background:
             self.transfers.popleft()
 
     def _append(self, fields: Mapping[str, Array], lengths: Array, columns: Mapping[str, Array]) -> None:
-        """Append to the writer, and again until it takes them: a disk that is full now need not be so for ever."""
+        self._patiently(lambda: self._writer.append_many(fields, lengths=lengths, **columns))
+
+    def _patiently(self, work: Callable[[], object]) -> None:
+        """Do what the disk may refuse, and again until it does not: one that is full now need not be so for ever."""
         while not self._abandoned:
             self._attempts += 1
             try:
-                self._writer.append_many(fields, lengths=lengths, **columns)
+                work()
                 self._trouble = None
                 return
             except QueueFullError:

@@ -47,7 +47,8 @@ class Recorder:
     SchemaError
         A step does not fit the first one, or what the store holds; it is not recorded.
     StorageError
-        A commit failed in the background. Nothing is lost: make room and call ``writer.commit()``.
+        The disk refused a commit, or scratch, in the background. Nothing is lost: make room, and call
+        ``writer.commit()``.
     ConflictError, StateError
         Something failed for good; every later call raises it.
 

@@ -63,7 +63,7 @@ class Remains:
 
     Parameters
     ----------
-    limit : bytes held in memory; beyond it the oldest pieces go to the spill log.
+    limit : bytes held in memory after a ``trim``; beyond it the oldest pieces go to the spill log.
     log : makes the spill log when it is first needed.
 
     Attributes
@@ -90,6 +90,12 @@ class Remains:
         self._row_bytes = max(piece.nbytes // max(piece.total, 1), 1)
         if len(self._pieces) > _PIECES:
             self._join()
+
+    def trim(self) -> None:
+        """Move the oldest pieces to disk while there are more bytes in memory than may be.
+
+        Raises ``StorageError`` if the disk refuses; call again, nothing is lost.
+        """
         while self.memory_bytes > self.limit:
             self._spill(next(piece for piece in self._pieces if piece.rows is not None))
 
@@ -108,6 +114,7 @@ class Remains:
     def drop(self, envs: Ints) -> None:
         """Forget the rows of environments whose episode has been taken."""
         kept = []
+        rewritten = False  # one at a time: what is rewritten passes through memory
         for piece in self._pieces:
             held = envs[piece.offset[envs] >= 0]
             piece.live -= int(piece.count[held].sum())
@@ -116,8 +123,9 @@ class Remains:
             if not piece.live:
                 self._forget(piece)
                 continue
-            if piece.live * (_DEAD_IN_MEMORY if piece.rows is not None else _DEAD_ON_DISK) < piece.total:
-                piece = self._rewrite(piece)
+            wasteful = piece.live * (_DEAD_IN_MEMORY if piece.rows is not None else _DEAD_ON_DISK) < piece.total
+            if wasteful and not rewritten:
+                piece, rewritten = self._rewrite(piece), True
             kept.append(piece)
         self._pieces = kept
 
@@ -190,6 +198,4 @@ class Remains:
         for piece in pieces:
             self._forget(piece)
         self._count(joined.nbytes)
-        if any(piece.spilled is not None for piece in pieces):
-            self._spill(joined)
         return joined
