@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import trajstore
 from tests.campaign import readers
 
 
@@ -25,3 +29,45 @@ def test_readers_of_other_makes(kind: str, package: str) -> None:
     counts = readers.campaign(5, 7, ("own", kind))
     print(dict(counts))
     assert sum(counts.values()) > 20
+
+
+def test_an_old_snapshot_travels_though_its_large_sets_are_gone(tmp_path: Path) -> None:
+    """A worker that unpickled a dataset after some commits of evictions found its store damaged."""
+    writer = trajstore.create(tmp_path / "store", commit_every=None)
+    writer.append_many({"x": np.arange(3000)}, lengths=np.ones(3000, np.int64), seed=np.arange(3000))
+    writer.commit()
+    writer.delete(range(0, 2400, 2))  # more intervals than the manifest holds
+    writer.commit()
+    dataset = trajstore.open(tmp_path / "store")
+    packed = pickle.dumps(dataset)
+    for number in range(7):
+        writer.delete(2900 + 2 * number)
+        writer.commit()
+    writer.close()
+    for old in (pickle.loads(packed), dataset):
+        assert len(old) == 1800 and old.table["seed"][:2].tolist() == [1, 3]
+    assert len(trajstore.open(tmp_path / "store")) == 1793
+
+
+def test_a_reader_that_comes_as_a_set_goes_takes_the_newer_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trajstore import snapshot
+
+    writer = trajstore.create(tmp_path / "store", commit_every=None)
+    writer.append_many({"x": np.arange(3000)}, lengths=np.ones(3000, np.int64), seed=np.arange(3000))
+    writer.delete(range(0, 2400, 2))
+    writer.commit()
+    read = snapshot.read_manifest
+
+    def slow(storage: object) -> object:
+        monkeypatch.undo()
+        old = read(storage)  # type: ignore[arg-type]
+        for number in range(7):
+            writer.delete(2900 + 2 * number)
+            writer.commit()
+        return old
+
+    monkeypatch.setattr(snapshot, "read_manifest", slow)
+    assert len(trajstore.open(tmp_path / "store")) == 1793
+    writer.close()

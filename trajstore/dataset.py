@@ -118,7 +118,9 @@ class Dataset:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._places = state["places"]
         self._cache = ChunkCache(state["cache_bytes"])
-        self._snapshots = tuple(Snapshot(s.storage, s.manifest, self._cache) for s in state["snapshots"])
+        self._snapshots = state["snapshots"]
+        for snapshot in self._snapshots:
+            snapshot.cache = self._cache  # one for all of them
         self._start(state["part"], state["row"])
 
     # -- what there is ---------------------------------------------------------------------------------------------

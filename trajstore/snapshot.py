@@ -50,14 +50,31 @@ class Snapshot:
     @classmethod
     def of(cls, storage: Storage, cache: ChunkCache | None = None) -> Snapshot:
         """The last commit of a store."""
-        return cls(storage, read_manifest(storage), cache)
+        snapshot = cls(storage, read_manifest(storage), cache)
+        while not snapshot._has_sets():
+            # A set too large for the manifest goes some commits later, which may be now: then there is a newer commit.
+            newer = cls(storage, read_manifest(storage), cache)
+            if newer.manifest.commit == snapshot.manifest.commit:
+                break  # damaged; whoever asks for the trajectories is told
+            snapshot = newer
+        return snapshot
 
-    def __getstate__(self) -> tuple[Storage, Manifest, int | None]:
-        return self.storage, self.manifest, None if self.cache is None else self.cache.limit
+    def _has_sets(self) -> bool:
+        """Read the sets that lie outside the manifest, while they are there; whether that was possible."""
+        if any(isinstance(self.manifest.sets[name], StoredSet) for name in ("rows", "deleted")):
+            try:
+                return self.live is not None
+            except CorruptionError:
+                return False
+        return True
 
-    def __setstate__(self, state: tuple[Storage, Manifest, int | None]) -> None:
-        storage, manifest, limit = state
+    def __getstate__(self) -> tuple[Storage, Manifest, int | None, IntervalSet | None]:
+        return self.storage, self.manifest, None if self.cache is None else self.cache.limit, self._live
+
+    def __setstate__(self, state: tuple[Storage, Manifest, int | None, IntervalSet | None]) -> None:
+        storage, manifest, limit, live = state
         Snapshot.__init__(self, storage, manifest, None if limit is None else ChunkCache(limit))
+        self._live = live
 
     @property
     def place(self) -> str:
