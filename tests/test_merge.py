@@ -18,6 +18,7 @@ from trajstore.errors import AlreadyExistsError, CorruptionError, NotFoundError,
 from trajstore.merge import blueprint, choose, gather_sources, merge, plan_merge
 from trajstore.schema import Clock, Column
 from trajstore.storage import LocalStorage
+from trajstore.tasks import connected
 from trajstore.verify import verify
 
 DATA = Path(__file__).parent / "data"
@@ -458,6 +459,13 @@ def test_the_scheduler_that_is_set_is_used(ranks: tuple[Path, list[Model]], tmp_
         merged = merge(ranks[0], tmp_path / "a", rewrite=True, report=lambda done, all_: counts.append((done, all_)))
     assert_holds(merged, model)
     assert counts[0][0] == 0 and counts[-1][0] == counts[-1][1] == len(counts) - 1
+
+
+def test_a_scheduler_that_is_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    for address in ("nowhere", "tcp://127.0.0.1:1"):
+        with pytest.raises(NotFoundError, match="no Dask scheduler answers"), connected(address):
+            pass
 
 
 @pytest.mark.slow

@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
+
+from trajstore.errors import MissingDependencyError, NotFoundError
 
 Task = TypeVar("Task")
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 
+_PATIENCE = 10  # seconds until a scheduler answers
 _THREADS = 2 * (os.cpu_count() or 1)  # a task encodes a shard, then waits for the disk
 
 #: Called with the number of tasks done, one call at a time.
@@ -70,6 +75,30 @@ def run(
             pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """A client of the Dask scheduler at an address; ``None`` without one.
+
+    Raises ``NotFoundError`` if nothing answers there, ``MissingDependencyError`` if Dask is not installed.
+    """
+    if address is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a cluster needs Dask, which is not installed", hint="pip install 'trajstore[dask]'"
+        ) from error
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:  # a client that reaches nobody takes a minute to give up
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise NotFoundError(f"no Dask scheduler answers at {address}: {error}", hint="tcp://HOST:PORT") from error
+    with Client(address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+        yield client
+
+
 class _Counted:
     """Runs calls and reports how many are done."""
 
@@ -97,7 +126,7 @@ def _on_cluster(function: Any, tasks: Sequence[Any], shared: Any, client: Any, r
     common = client.submit(pickle.loads, pickle.dumps(shared), pure=False)
     futures = client.map(_call, [(function, task) for task in tasks], shared=common, pure=False)
     try:
-        for done, future in enumerate(as_completed(futures), 1):  # type: ignore[no-untyped-call]
+        for done, future in enumerate(as_completed(futures, loop=client.loop), 1):  # type: ignore[no-untyped-call]
             future.result()
             if report is not None:
                 report(done)

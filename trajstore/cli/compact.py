@@ -15,6 +15,7 @@ from trajstore.cli.planned import show_fields, show_plan
 @option("--codec", type=click.Choice(["fast", "balanced", "small"]), default="small", help="By default small.")
 @option("--chunk-bytes", type=click.IntRange(min=1), metavar="N", help="Raw bytes of a chunk; by default 262144.")
 @option("--shard-bytes", type=click.IntRange(min=1), metavar="N", help="Raw bytes of a file; by default 33554432.")
+@option("--dask", "dask", metavar="ADDRESS", help="Make files on the cluster of this Dask scheduler, tcp://HOST:PORT.")
 @option("--dry-run", "dry_run", is_flag=True, help="Print the plan and its bytes; write nothing.")
 @progress_option
 @json_option
@@ -24,6 +25,7 @@ def compact(
     codec: str,
     chunk_bytes: int | None,
     shard_bytes: int | None,
+    dask: str | None,
     dry_run: bool,
     no_progress: bool,
     as_json: bool,
@@ -39,6 +41,7 @@ def compact(
     """
     from trajstore.assembly import located, refuse_existing
     from trajstore.compact import CHUNK_BYTES, SHARD_BYTES, plan_compact
+    from trajstore.tasks import connected
 
     refuse_existing(*located(destination))
     planned = plan_compact(
@@ -50,8 +53,8 @@ def compact(
         if dry_run:
             show_fields(summary)
     if not dry_run:
-        with progress_bar("compact", hidden=no_progress or as_json) as progress:
-            planned.write(destination, report=progress)
+        with progress_bar("compact", hidden=no_progress or as_json) as progress, connected(dask) as client:
+            planned.write(destination, client=client, report=progress)
     if as_json:
         print_json({"destination": destination, **summary})
     elif not dry_run:

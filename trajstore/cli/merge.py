@@ -25,6 +25,7 @@ from trajstore.cli.planned import show_fields, show_plan
 @option("--no-provenance", "no_provenance", is_flag=True, help="Add no columns source and source_id.")
 @option("--rewrite", is_flag=True, help="Encode everything anew, without gaps, in the new order.")
 @option("--codec", type=click.Choice(["fast", "balanced", "small"]), help="Of a rewritten store.")
+@option("--dask", "dask", metavar="ADDRESS", help="Make files on the cluster of this Dask scheduler, tcp://HOST:PORT.")
 @option("--copy", is_flag=True, help="Copy files that could be linked.")
 @option("--move", is_flag=True, help="Verify the new store, then remove the sources. Asks first.")
 @option("--yes", is_flag=True, help="Do not ask.")
@@ -43,6 +44,7 @@ def merge(
     no_provenance: bool,
     rewrite: bool,
     codec: str | None,
+    dask: str | None,
     copy: bool,
     move: bool,
     yes: bool,
@@ -63,6 +65,7 @@ def merge(
     from trajstore.assembly import located, refuse_existing
     from trajstore.merge import plan_merge
     from trajstore.move import move as move_stores
+    from trajstore.tasks import connected
 
     if codec is not None and not rewrite:
         raise usage("--codec is for --rewrite")
@@ -80,8 +83,8 @@ def merge(
     if move and not dry_run:
         if not yes and not _agreed(sources):
             raise click.Abort
-        with progress_bar("merge", hidden=no_progress or as_json) as progress:
-            merged = move_stores(list(sources), destination, report=progress, link=not copy, **options)
+        with progress_bar("merge", hidden=no_progress or as_json) as progress, connected(dask) as client:
+            merged = move_stores(list(sources), destination, report=progress, link=not copy, client=client, **options)
         result = {"destination": destination, "trajectories": len(merged), "removed": list(sources)}
         print_json(result) if as_json else click.echo(f"{number(len(merged))} trajectories -> {destination}; moved")
         return
@@ -97,8 +100,8 @@ def merge(
         return
     if not as_json:
         show_plan(destination, summary, err=True)
-    with progress_bar("merge", hidden=no_progress or as_json) as progress:
-        merged = planned.write(destination, link=not copy, report=progress)
+    with progress_bar("merge", hidden=no_progress or as_json) as progress, connected(dask) as client:
+        merged = planned.write(destination, link=not copy, client=client, report=progress)
     if as_json:
         print_json({"destination": destination, **summary})
     else:

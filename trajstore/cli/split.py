@@ -23,6 +23,7 @@ from trajstore.cli.planned import show_fields, show_plan
 @option("--strict", is_flag=True, help="Let no bytes of other trajectories travel along with a part.")
 @option("--rewrite", is_flag=True, help="Encode everything anew, without gaps.")
 @option("--codec", type=click.Choice(["fast", "balanced", "small"]), help="Of rewritten stores.")
+@option("--dask", "dask", metavar="ADDRESS", help="Make files on the cluster of this Dask scheduler, tcp://HOST:PORT.")
 @option("--copy", is_flag=True, help="Copy files that could be linked.")
 @option("--dry-run", "dry_run", is_flag=True, help="Print the plan and its bytes; write nothing.")
 @progress_option
@@ -39,6 +40,7 @@ def split(
     strict: bool,
     rewrite: bool,
     codec: str | None,
+    dask: str | None,
     copy: bool,
     dry_run: bool,
     no_progress: bool,
@@ -55,6 +57,7 @@ def split(
     """
     from trajstore.assembly import located, refuse_existing
     from trajstore.split import plan_split, write_parts
+    from trajstore.tasks import connected
 
     if codec is not None and not rewrite:
         raise usage("--codec is for --rewrite")
@@ -78,8 +81,8 @@ def split(
             if dry_run:
                 show_fields(summary)
     if not dry_run:
-        with progress_bar("split", hidden=no_progress or as_json) as progress:
-            write_parts(planned, destination, link=not copy, report=progress)
+        with progress_bar("split", hidden=no_progress or as_json) as progress, connected(dask) as client:
+            write_parts(planned, destination, link=not copy, client=client, report=progress)
     if as_json:
         print_json(summaries)
     elif not dry_run:
