@@ -282,8 +282,8 @@ class Checker:
                     f"field {path!r} has the dtype {found}, expected {spec.dtype}",
                     hint=f"convert it before appending: values.astype({spec.dtype!r})",
                 )
-            exact = rows.astype(spec.in_memory)
-            if not np.array_equal(exact, rows):
+            exact = _exactly(rows, spec)
+            if exact is None:
                 raise SchemaError(f"field {path!r} has values that {spec.dtype} cannot hold")
             return exact
         return rows
@@ -312,6 +312,17 @@ class Checker:
                 raise AbsentField(path)
         if not lengths or lengths[0] == 0 or not any(n > 0 for n in lengths):
             raise SchemaError("the trajectory is empty: it has no step", hint="append it when it has one")
+
+
+def _exactly(values: np.ndarray[Any, Any], spec: Field) -> np.ndarray[Any, Any] | None:
+    """Values of a list as a field's rows in memory; ``None`` if its dtype does not hold each of them."""
+    coded = spec.dtype == "bfloat16"
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(np.float32 if coded else spec.in_memory)
+    bits = cast.view(np.uint32) if coded else np.zeros(1, np.uint32)
+    if not np.array_equal(cast, values, equal_nan=True) or bool((bits & 0xFFFF).any()):
+        return None
+    return (bits >> 16).astype(np.uint16) if coded else cast
 
 
 class _Never:
