@@ -132,7 +132,7 @@ class Batch:
             raise SchemaError(f"field {path!r} has rows of shape {rows.shape[1:]}, expected {spec.shape}")
         # The bits of bfloat16 come as uint16 from those who have no tensor of them.
         found = array_dtype(path, value, rows)
-        if found != spec.dtype and rows.dtype != spec.in_memory:
+        if found != spec.dtype and (found == "bfloat16" or rows.dtype != spec.in_memory):
             raise SchemaError(
                 f"field {path!r} has the dtype {found}, expected {spec.dtype}",
                 hint=f"convert it before appending: values.astype({spec.dtype!r})",
