@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import trajstore
+from trajstore.arraywriter import ArrayWriter
 from trajstore.errors import SchemaError
+from trajstore.layout import ArrayLayout, Codec
 from trajstore.schema import Field
+from trajstore.storage import LocalStorage
 
 ACTION = np.zeros(2, np.float32)
 
@@ -39,6 +45,48 @@ def test_a_list_may_hold_what_is_not_a_number(tmp_path: Path) -> None:
 
 def test_a_batch_of_bfloat16_is_not_taken_for_integers(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    with writer(tmp_path / "run", fields={"h": Field("uint16")}) as store:
-        with pytest.raises(SchemaError, match="has the dtype bfloat16, expected uint16"):
-            store.append_many({"action": ACTION, "h": torch.ones(2, dtype=torch.bfloat16)}, lengths=[2])
+    store = writer(tmp_path / "run", fields={"h": Field("uint16")})
+    with store, pytest.raises(SchemaError, match="has the dtype bfloat16, expected uint16"):
+        store.append_many({"action": ACTION, "h": torch.ones(2, dtype=torch.bfloat16)}, lengths=[2])
+
+
+LAYOUT = ArrayLayout("steps/x", np.dtype("int64"), (2,), 4, 8, Codec(), "steps")
+
+
+def test_a_commit_does_not_wait_for_shards_that_queue_behind_it(tmp_path: Path) -> None:
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as disk:
+        array = ArrayWriter(LAYOUT, LocalStorage(tmp_path), "token", disk)
+        array.make_folder()
+        disk.submit(gate.wait)
+        flushed = disk.submit(array.flush, 8)
+        array.encode(np.arange(16).reshape(8, 2), 0)  # a whole shard: its early write stands behind the flush
+        gate.set()
+        flushed.result(timeout=60)
+    assert [shard.number for shard in array.take_sealed()] == [0]
+
+
+def test_encoders_wait_for_a_disk_that_is_slower_than_they_are(tmp_path: Path) -> None:
+    class Lazy(Executor):
+        """Does its work when someone waits for it, and not before."""
+
+        waiting = 0
+
+        def submit(self, function: Any, /, *args: Any, **named: Any) -> Future[Any]:
+            disk, disk.waiting = self, self.waiting + 1
+
+            class Job(Future[Any]):
+                def exception(self, timeout: float | None = None) -> BaseException | None:
+                    disk.waiting -= 1
+                    function(*args, **named)
+                    return None
+
+            return Job()
+
+    disk = Lazy()
+    array = ArrayWriter(LAYOUT, LocalStorage(tmp_path), "token", disk)
+    array.make_folder()
+    array.encode(np.arange(800).reshape(400, 2), 0)
+    assert 0 < disk.waiting < 10
+    array.flush(400)
+    assert len(array.take_sealed()) == 50

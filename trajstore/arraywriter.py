@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -20,6 +21,7 @@ from trajstore.manifest import Shard
 from trajstore.shard import GrowingShard, encode_frame
 from trajstore.storage import Storage
 
+_AHEAD = 4  # full shards of an array that may wait for the disk
 _PACK_BYTES = 96 << 10  # stored bytes that are packed in one go: a few NumPy calls each, within the caches
 
 
@@ -58,7 +60,7 @@ class ArrayWriter:
         self._sealed: list[Shard] = []
         self._guard = threading.Lock()
         self._flushing = threading.RLock()
-        self._early: list[Future[None]] = []
+        self._early: deque[Future[None]] = deque()
         self._new_names = False
 
     # -- rows to frames --------------------------------------------------------------------------------------------
@@ -99,9 +101,14 @@ class ArrayWriter:
                 shard = self._shards[number] = GrowingShard(self.layout, number)
             if shard.put(inner, frame, rows):
                 self.frame_bytes += len(frame)
-            if shard.full:
-                # Waiting for the commit would hold whole shards in memory; the file is invisible until then.
-                self._early.append(self._disk.submit(self._flush_full, shard))
+            if not shard.full:
+                return
+            # Waiting for the commit would hold whole shards in memory; the file is invisible until then.
+            early = self._disk.submit(self._flush_full, shard)
+            self._early.append(early)
+            oldest = self._early.popleft() if len(self._early) > _AHEAD else None
+        if oldest is not None:
+            oldest.exception()  # the disk is slower than the encoders: they wait, and whoever appends waits for them
 
     def _flush_full(self, shard: GrowingShard) -> None:
         with self._flushing:
@@ -115,9 +122,8 @@ class ArrayWriter:
         Raises ``StorageError`` (the frames still wait; call again), ``ConflictError`` if another writer made a shard
         of this array.
         """
-        early, self._early = self._early, []
-        for future in early:
-            future.exception()  # a write that failed there is tried again here, and raises here
+        # What was handed to ``disk`` early is not waited for: it may stand in a queue behind this very call. It writes
+        # what it finds to write; a write that failed there is tried again here, and raises here.
         with self._flushing:
             for shard in list(self._shards.values()):
                 self._write(shard)
