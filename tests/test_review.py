@@ -90,3 +90,27 @@ def test_encoders_wait_for_a_disk_that_is_slower_than_they_are(tmp_path: Path) -
     assert 0 < disk.waiting < 10
     array.flush(400)
     assert len(array.take_sealed()) == 50
+
+
+def test_a_seed_beyond_int64_is_refused_before_anything_is_stored(tmp_path: Path) -> None:
+    with writer(tmp_path / "run") as store:
+        store.append({"action": ACTION}, seed=np.uint64(7))
+        with pytest.raises(SchemaError, match="seeds lie below"):
+            store.append({"action": ACTION}, seed=np.uint64(2**63 + 5))
+        with pytest.raises(SchemaError, match="seeds lie below"):
+            store.append_many({"action": ACTION}, lengths=[1, 1], seed=np.array([8, 2**63 + 5], np.uint64))
+        assert len(store) == 1 and list(store.completed) == [7]
+
+
+def test_a_unique_column_of_floats_drops_nothing_silently(tmp_path: Path) -> None:
+    with writer(tmp_path / "run", unique="x") as store:
+        with pytest.raises(SchemaError, match="declared unique, is float"):
+            store.append({"action": ACTION}, x=1.25)
+        with pytest.raises(SchemaError, match="declared unique, is float64"):
+            store.append_many({"action": ACTION}, lengths=[1, 1], x=np.array([1.25, 1.75]))
+
+
+def test_a_seed_that_is_an_array_of_no_axis_counts_as_collected(tmp_path: Path) -> None:
+    with writer(tmp_path / "run") as store:
+        store.append({"action": ACTION}, seed=np.array(5))
+        assert list(store.completed) == [5]

@@ -43,6 +43,7 @@ from trajstore.storage import LocalStorage, Storage
 
 COMMIT_EVERY = 10.0  # seconds
 _AMPLIFICATION = 8
+_SEED_STOP = 2**63 - 1
 _SIGNAL_PATIENCE = 5.0  # seconds for what is being recorded, when a signal ends the process
 _PATIENCE = 6  # commit intervals for which the back-off puts a commit off at the most
 
@@ -186,6 +187,35 @@ def _codec(profile: str | Codec) -> Codec:
         return PROFILES[profile]
     except KeyError:
         raise SchemaError(f"{profile!r} is no profile", hint="one of " + ", ".join(PROFILES)) from None
+
+
+def _seed(name: str, flat: Mapping[str, Any]) -> int | None:
+    """The seed that a trajectory has in a column; ``None`` where that is no integer."""
+    value = flat.get(name)
+    if not isinstance(value, int) and getattr(value, "shape", None) == ():
+        value = value.item()  # type: ignore[union-attr]  # of NumPy, or a tensor
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    _check_seed(name, value)
+    return value
+
+
+def _check_seed(name: str, value: int) -> None:
+    """Raise ``SchemaError``, before anything is stored, for a seed that the sets of seeds cannot hold."""
+    if value >= _SEED_STOP:
+        raise SchemaError(
+            f"column {name!r} is {value}, and seeds lie below 2**63 - 1",
+            hint="name the column otherwise",
+        )
+
+
+def _unique_key(name: str, flat: Mapping[str, Any]) -> int:
+    key = _seed(name, flat)
+    if key is None:
+        found = flat.get(name)
+        what = "is missing" if found is None else f"is {type(found).__name__}"
+        raise SchemaError(f"the column {name!r}, declared unique, {what}", hint="give an integer")
+    return key
 
 
 def _owned(value: Any) -> Any:
@@ -527,9 +557,7 @@ class Writer:
         )
         key = None
         if self._unique is not None:
-            if flat.get(self._unique) is None:
-                raise SchemaError(f"the column {self._unique!r}, declared unique, is missing")
-            key = int(flat[self._unique])
+            key = _unique_key(self._unique, flat)
             if key in self._progress.completed or key in staging.keys:
                 return None
         if self._on_full == "error" and not staging.has_room(checker.nbytes(lengths)):
@@ -568,19 +596,14 @@ class Writer:
         except LateField as late:
             self._add_late(late.paths, flat)
             return self._append(trajectory, columns)
-        key = None
-        if self._unique is not None:
-            key = flat.get(self._unique)
-            if key is None:
-                raise SchemaError(f"the column {self._unique!r}, declared unique, is missing")
-            if int(key) in self._progress.completed:
-                return None
+        seed = _seed("seed", flat) if self._unique is None else _unique_key(self._unique, flat)
+        if self._unique is not None and seed in self._progress.completed:
+            return None
         amount = checker.nbytes(lengths)
         self._check_room(amount)
         number = self._ingest.append(arrays, lengths, values)
-        seed = key if key is not None else flat.get("seed")
-        if seed is not None and isinstance(seed, (int, np.integer)):
-            self._progress.attempt(int(seed), completed=True)
+        if seed is not None:
+            self._progress.attempt(seed, completed=True)
         self._note(amount, 1)
         return number
 
@@ -626,6 +649,10 @@ class Writer:
         schema = self._ingest.schema
         arrays, lengths, values = batch.rows(schema)
         keys = batch.columns.get(self._unique or "seed")
+        if keys is not None and keys.dtype.kind in "iu":
+            _check_seed(self._unique or "seed", int(keys.max()))
+        elif keys is not None and self._unique is not None:
+            raise SchemaError(f"the column {self._unique!r}, declared unique, is {keys.dtype}", hint="give integers")
         numbers = np.full(batch.count, -1, np.int64)
         kept = np.arange(batch.count)
         if self._unique is not None:
