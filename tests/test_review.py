@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -114,3 +115,16 @@ def test_a_seed_that_is_an_array_of_no_axis_counts_as_collected(tmp_path: Path) 
     with writer(tmp_path / "run") as store:
         store.append({"action": ACTION}, seed=np.array(5))
         assert list(store.completed) == [5]
+
+
+def test_a_field_with_a_clock_of_its_own_names_its_axis_after_it(tmp_path: Path) -> None:
+    with writer(tmp_path / "run") as store:
+        store.append({"action": ACTION, "extra": ACTION})
+        store.split_clock("extra")
+        store.append({"action": ACTION, "extra": np.zeros(5, np.float32)})
+    for _ in range(2):
+        arrays = json.loads((tmp_path / "run" / "zarr.json").read_bytes())["consolidated_metadata"]["metadata"]
+        assert arrays["steps/action"]["dimension_names"] == ["steps"]
+        assert arrays["steps/extra"]["dimension_names"] == ["extra"]
+        with writer(tmp_path / "run", resume=True) as store:
+            store.append({"action": ACTION, "extra": ACTION})

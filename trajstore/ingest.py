@@ -418,7 +418,8 @@ class Ingest:
                 unsynced = set(self._unsynced)
             for folder in sorted(unsynced, reverse=True):
                 self.storage.sync_folder(folder)
-            opened = {writer.layout.path: (writer.layout, ends[path]) for path, writer in writers.items()}
+            clocks = {spec.array: str(spec.clock) for spec in cut.schema.fields.values()}
+            opened = {writer.layout.path: (_on(writer.layout, clocks), ends[path]) for path, writer in writers.items()}
             tails = {writer.layout.path: writer.tail(ends[path]) for path, writer in writers.items()}
             if cut.seals is not None:
                 opened[SEALS] = cut.seals.layout, cut.seals.rows
@@ -529,6 +530,12 @@ class Ingest:
 def _moved(schema: Schema, path: str, array: str) -> Schema:
     fields = {**schema.fields, path: replace(schema.fields[path], rule=Rule(), array=array)}
     return replace(schema, fields=fields)
+
+
+def _on(layout: ArrayLayout, clocks: Mapping[str, str]) -> ArrayLayout:
+    """A layout whose time axis is named after the clock that its field goes by now; a split gave it another."""
+    clock = clocks.get(layout.path, layout.dimension)
+    return layout if clock == layout.dimension else replace(layout, dimension=clock)
 
 
 def _wasteful(writer: ArrayWriter) -> bool:
