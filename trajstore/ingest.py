@@ -20,7 +20,7 @@ from trajstore.encoding import clock_layout, column_layout, field_layout, packer
 from trajstore.errors import NotFoundError
 from trajstore.intake import ABSENT
 from trajstore.intervals import IntervalBuilder, IntervalSet
-from trajstore.layout import CLOCKS, SEALS, TABLE, ArrayLayout, Codec, clock_array, column_array
+from trajstore.layout import CLOCKS, SEALS, TABLE, ArrayLayout, Codec, clock_array, column_array, field_array
 from trajstore.manifest import Commit, Manifest, Shard
 from trajstore.repack import unpack
 from trajstore.schema import ID, Clock, Rule, Schema
@@ -361,6 +361,15 @@ class Ingest:
         taken = {clock.casefold() for clock in self.schema.clocks}
         while name.casefold() in taken or self.storage.list(clock_array(name)):
             name += ".clock"
+        return name
+
+    def free_array(self, path: str) -> str:
+        """A name for a new field's array; one that moved to plain storage may have taken the first choice."""
+        name = field_array(path)
+        with self._naming:
+            taken = {array.casefold() for array in self._names}
+        while name.casefold() in taken:
+            name += ".0"
         return name
 
     def _committed_pairs(self, clock: str) -> np.ndarray[Any, Any]:
