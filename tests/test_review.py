@@ -13,9 +13,9 @@ import pytest
 
 import trajstore
 from trajstore.arraywriter import ArrayWriter
-from trajstore.errors import SchemaError
+from trajstore.errors import SchemaError, StateError
 from trajstore.layout import ArrayLayout, Codec
-from trajstore.schema import Field
+from trajstore.schema import Column, Field
 from trajstore.storage import LocalStorage
 
 ACTION = np.zeros(2, np.float32)
@@ -128,3 +128,29 @@ def test_a_field_with_a_clock_of_its_own_names_its_axis_after_it(tmp_path: Path)
         assert arrays["steps/extra"]["dimension_names"] == ["extra"]
         with writer(tmp_path / "run", resume=True) as store:
             store.append({"action": ACTION, "extra": ACTION})
+
+
+def test_a_late_field_does_not_share_the_array_that_another_moved_to(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = (random.integers(0, 256, (2, 8, 8)) / 255).astype(np.float32)
+    noise, late = random.random((2, 2, 8, 8), np.float32)
+    with writer(tmp_path / "run") as store:
+        store.append({"action": ACTION, "obs": images, "obs.1": None})
+        store.append({"action": ACTION, "obs": noise, "obs.1": None})
+        store.commit()
+        store.append({"action": ACTION, "obs": noise, "obs.1": late})
+    dataset = trajstore.open(tmp_path / "run")
+    for number, obs in enumerate((images, noise, noise)):
+        np.testing.assert_array_equal(dataset[number]["obs"][:], obs)
+    np.testing.assert_array_equal(dataset[2]["obs.1"][:], late)
+
+
+def test_a_closed_writer_marks_and_declares_nothing(tmp_path: Path) -> None:
+    store = writer(tmp_path / "run")
+    store.append({"action": ACTION})
+    store.close()
+    with pytest.raises(StateError, match="is closed"):
+        store.mark_attempted(4)
+    with pytest.raises(StateError, match="is closed"):
+        store.declare(columns={"late": Column("int64", 0)})
+    assert not (tmp_path / "run" / "trajectories" / "late").exists()

@@ -726,7 +726,8 @@ class Writer:
                     hint=f"resume with columns={{{path!r}: Column({found.columns[path].dtype!r}, default=...)}}",
                 )
             spec = found.fields[path]
-            schema = schema.with_field(path, replace(spec, clock=self._ingest.free_clock(path)), Clock())
+            spec = replace(spec, clock=self._ingest.free_clock(path), array=self._ingest.free_array(path))
+            schema = schema.with_field(path, spec, Clock())
         self._ingest.declare(schema)
         self._checker = Checker(schema)
 
@@ -741,6 +742,8 @@ class Writer:
 
         Raises ``SchemaError`` where that contradicts what is stored.
         """
+        if self._closed or os.getpid() != self._pid:
+            self._refuse()
         new = Schema(dict(fields or {}), _clocks(fields, clocks), dict(columns or {}))
         with self._lock:
             before = self._declared
@@ -810,6 +813,8 @@ class Writer:
 
     def mark_attempted(self, seeds: int | Iterable[int]) -> None:
         """Mark seeds as tried, also those that yielded nothing; the next commit makes it durable."""
+        if self._closed or os.getpid() != self._pid:
+            self._refuse()
         with self._lock:
             self._progress.attempt(seeds)
 
