@@ -449,6 +449,17 @@ def test_frames_are_packed_exactly(path, dtype):
         assert ds[i]["obs"][:].tobytes() == frames(i, 30, dtype).tobytes()
 
 
+def test_declared_frames_are_packed_too_unless_told_otherwise(path, tmp_path):
+    declared = {"obs": trajstore.Field("float16", (3, 16, 16), "steps")}
+    with trajstore.create(path, fields=declared) as writer:
+        writer.append({"obs": frames(0, 30)})
+    assert trajstore.open(path).fields["obs"].stored == np.uint8
+    plain = {"obs": trajstore.Field("float16", (3, 16, 16), "steps", pack=False)}
+    with trajstore.create(tmp_path / "plain", fields=plain) as writer:
+        writer.append({"obs": frames(0, 30)})
+    assert trajstore.open(tmp_path / "plain").fields["obs"].stored == np.float16
+
+
 @pytest.mark.parametrize("sessions", [1, 3])
 def test_a_misfit_moves_the_field_to_plain_storage(path, sessions):
     expected = [frames(i, 200 + i) for i in range(12)]

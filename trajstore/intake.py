@@ -93,19 +93,18 @@ def infer(flat: Mapping[str, Any], column_names: set[str], declared: Schema) -> 
         else:
             found[path] = as_array(path, value)
             fields[path] = Field(array_dtype(path, value, found[path]), found[path].shape[1:])
-    given = {path: flat[path] for path in fields if flat.get(path) is not None}
-    lengths = {
-        path: len(found[path] if path in found else as_array(path, value))
-        for path, value in given.items()
-        if not fields[path].whole
-    }
+    for path, spec in fields.items():
+        if path not in found and flat.get(path) is not None and not spec.whole:
+            found[path] = as_array(path, flat[path])
+    lengths = {path: len(rows) for path, rows in found.items()}
     clocks = {MAIN_CLOCK: Clock("main"), **declared.clocks}
     _assign_clocks(fields, clocks, lengths)
     for path, spec in fields.items():
         if not spec.array:
             fields[path] = _replace(spec, array=field_array(path))
     for path, rows in found.items():
-        fields[path] = _replace(fields[path], rule=choose_rule(fields[path], rows))
+        if rows.dtype == fields[path].in_memory and rows.shape[1:] == fields[path].shape:
+            fields[path] = _replace(fields[path], rule=choose_rule(fields[path], rows))
     absent = {check_path(path, "field") for path, value in flat.items() if value is None and path not in fields}
     return Schema(fields, clocks, columns, frozenset(absent))
 
