@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         "scaling": scaling,
     }
     if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps(report, indent=1, default=float) + "\n")
     if options.markdown:
         page = Path(options.markdown)
         page.write_text(_with_table(page.read_text() if page.exists() else _MARKS, report, results))

@@ -48,7 +48,7 @@ class Ratio:
 
     @classmethod
     def of(cls, values: list[float]) -> Ratio:
-        return cls(statistics.median(values), min(values), max(values))
+        return cls(float(statistics.median(values)), float(min(values)), float(max(values)))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Claim:
         if not self.bar:
             return None
         sign, value = self.bar.split()
-        return self.ratio.median >= float(value) if sign == ">=" else self.ratio.median <= float(value)
+        return bool(self.ratio.median >= float(value) if sign == ">=" else self.ratio.median <= float(value))
 
 
 @dataclass
