@@ -146,6 +146,15 @@ def test_a_field_absent_at_first_may_come_later(path):
     assert (ds[300]["late"][:] == 7).all()
 
 
+def test_a_declared_field_may_be_absent_from_the_first_trajectory(path):
+    declared = {name: trajstore.Field("float32", (2,), "steps") for name in ("a", "b")}
+    with trajstore.create(path, fields=declared) as writer:
+        writer.append({"a": np.ones((3, 2), np.float32), "b": None})
+        writer.append({"a": np.ones((4, 2), np.float32), "b": np.full((4, 2), 7, np.float32)})
+    ds = trajstore.open(path)
+    assert ds[0]["b"] is None and (ds[1]["b"][:] == 7).all() and ds[1]["b"].shape == (4, 2)
+
+
 def test_split_clock_copies_what_was_there(path):
     with trajstore.create(path) as writer:
         for i in range(600):

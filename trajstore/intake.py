@@ -96,6 +96,10 @@ def infer(flat: Mapping[str, Any], column_names: set[str], declared: Schema) -> 
     for path, spec in fields.items():
         if path not in found and flat.get(path) is not None and not spec.whole:
             found[path] = as_array(path, flat[path])
+    given = {fields[path].clock for path in found}
+    for path, spec in fields.items():
+        if path in flat and flat[path] is None and spec.clock in given:
+            fields[path] = _replace(spec, clock=None)  # absent where its fellows are not: it needs one of its own
     lengths = {path: len(rows) for path, rows in found.items()}
     clocks = {MAIN_CLOCK: Clock("main"), **declared.clocks}
     _assign_clocks(fields, clocks, lengths)
