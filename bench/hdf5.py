@@ -57,5 +57,7 @@ def hdf5(bench: Bench) -> Iterator[Claim]:
         with h5py.File(target, "r") as file:
             return zlib.crc32(file["steps/obs"][-64:])
 
-    times = bench.compare({"trajstore": ours, "h5py, same filter": theirs}, prepare=lambda _: target.unlink(missing_ok=True))
+    times = bench.compare(
+        {"trajstore": ours, "h5py, same filter": theirs}, prepare=lambda _: target.unlink(missing_ok=True)
+    )
     yield times.claim("a store into one HDF5 file, verified and synced", "h5py, same filter", ">= 1.8")

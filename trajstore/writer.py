@@ -597,7 +597,7 @@ class Writer:
             self._add_late(late.paths, flat)
             return self._append(trajectory, columns)
         seed = _seed("seed", flat) if self._unique is None else _unique_key(self._unique, flat)
-        if self._unique is not None and seed in self._progress.completed:
+        if self._unique is not None and seed is not None and seed in self._progress.completed:
             return None
         amount = checker.nbytes(lengths)
         self._check_room(amount)
