@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -154,3 +155,19 @@ def test_a_closed_writer_marks_and_declares_nothing(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="is closed"):
         store.declare(columns={"late": Column("int64", 0)})
     assert not (tmp_path / "run" / "trajectories" / "late").exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors in /proc")
+def test_a_dataset_of_many_parts_reads_with_few_descriptors(tmp_path: Path) -> None:
+    for part in range(8):
+        storage = LocalStorage(tmp_path / f"rank{part}")
+        storage.make_root()
+        for number in range(50):
+            storage.write(f"file{number}", [b"%d" % number])
+    before = len(os.listdir("/proc/self/fd"))
+    storages = [LocalStorage(tmp_path / f"rank{part}") for part in range(8)]
+    for _ in range(2):
+        for storage in storages:
+            for number in range(50):
+                assert storage.read(f"file{number}") == b"%d" % number
+    assert len(os.listdir("/proc/self/fd")) - before <= 256

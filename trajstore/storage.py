@@ -24,7 +24,7 @@ import stat
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +33,7 @@ from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, Sto
 
 Piece = bytes | bytearray | memoryview
 
-_OPEN_FILES = 128  # read descriptors kept; a process may often hold no more than 1,024
+_OPEN_FILES = 256  # read descriptors kept, by all storages together; a process may often hold no more than 1,024
 _IOV_MAX = 512
 _COPY_STEP = 1 << 30
 _LOCK_PATIENCE = 0.5  # seconds; whoever merely asks whether a writer lives holds the lock for microseconds
@@ -124,7 +124,7 @@ class LocalStorage:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(os.fspath(root))
-        self._files: OrderedDict[str, _ReadFile] = OrderedDict()
+        self._files: dict[str, _ReadFile] = {}
         self._lost: set[str] = set()  # folders of which a sync has failed
         self._guard = threading.Lock()
         _storages.add(self)
@@ -177,11 +177,19 @@ class LocalStorage:
             raise StorageError(f"{path} is no file", hint="something else stands where a file should")
         with self._guard:
             self._files[key] = file
-            self._files.move_to_end(key)
-            while len(self._files) > _OPEN_FILES:
-                # Closed by its last user: another thread may be reading through it.
-                self._files.popitem(last=False)
+        _opened.append((weakref.ref(self), key, weakref.ref(file)))
+        while len(_opened) > _OPEN_FILES:
+            self._let_go(*_opened.popleft())
         return file
+
+    @staticmethod
+    def _let_go(owner: weakref.ref[LocalStorage], key: str, oldest: weakref.ref[_ReadFile]) -> None:
+        """Keep a descriptor no longer. Closed by its last user: another thread may be reading through it."""
+        storage, file = owner(), oldest()
+        if storage is not None and file is not None:
+            with storage._guard:
+                if storage._files.get(key) is file:
+                    del storage._files[key]
 
     def size(self, key: str) -> int | None:
         try:
@@ -510,6 +518,8 @@ def _holder(path: str) -> dict[str, object] | None:
 
 _locks: weakref.WeakSet[LocalLock] = weakref.WeakSet()
 _storages: weakref.WeakSet[LocalStorage] = weakref.WeakSet()
+#: Every descriptor kept for reading, the oldest first: its storage, its key there, and the descriptor.
+_opened: deque[tuple[weakref.ref[LocalStorage], str, weakref.ref[_ReadFile]]] = deque()
 
 
 def _after_fork_in_child() -> None:
