@@ -73,20 +73,28 @@ def recover(storage: Storage) -> None:
                 storage.remove(f"{folder}/{name}" if folder else name)
 
 
-def discard(storage: Storage, key: str) -> None:
-    """Remove a file or folder; it leaves its name in one step, so that nobody sees half of it.
+def discard(storage: Storage, *keys: str) -> None:
+    """Remove files or folders; each leaves its name in one step, so that nobody sees half of it.
 
-    The renames are made durable before the first byte goes: else a crash could bring the name back, hollow.
+    The renames are made durable before the first byte goes: else a crash could bring a name back, hollow.
     """
-    if storage.size(key) is None and not storage.list(key):
-        storage.remove(key)  # an empty folder, or nothing
-        return
-    ensure_folder(storage, _TRASH)
-    trash = f"{_TRASH}/{uuid.uuid4().hex[:12]}"
-    storage.rename(key, trash)
-    storage.sync_folder(_TRASH)
-    storage.sync_folder(key.rpartition("/")[0])
-    storage.remove(trash)
+    folders: set[str] = set()
+    trash: list[str] = []
+    for key in keys:
+        if storage.size(key) is None and not storage.list(key):
+            storage.remove(key)  # an empty folder, or nothing
+            continue
+        if not trash:
+            ensure_folder(storage, _TRASH)
+        trash.append(f"{_TRASH}/{uuid.uuid4().hex[:12]}")
+        storage.rename(key, trash[-1])
+        folders.add(key.rpartition("/")[0])
+    if trash:
+        storage.sync_folder(_TRASH)
+    for folder in folders:
+        storage.sync_folder(folder)
+    for key in trash:
+        storage.remove(key)
 
 
 def adopt(storage: Storage, source: str, target: str) -> dict[str, tuple[int, int]]:

@@ -74,8 +74,7 @@ class OwnFolder:
         return sorted(name for name in self.shelf.names() if name not in readable)
 
     def discard(self, names: Sequence[str]) -> None:
-        for name in names:
-            self.shelf.discard(name)
+        self.shelf.discard(*names)
 
     def history(self) -> list[dict[str, Any]]:
         return [{"step": e["step"], **e["metrics"]} for e in History(self.storage, HISTORY).read()]

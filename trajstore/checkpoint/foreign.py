@@ -105,10 +105,8 @@ class ForeignFolder:
             kept = [e for e in index["checkpoints"] if not (isinstance(e, dict) and e.get("path") in gone)]
             index = {**index, "checkpoints": kept, "last_updated": datetime.now().isoformat()}
             publish_file(self.storage, INDEX, [json.dumps(index, indent=2).encode()])
+        discard(self.storage, *(one for name in names for one in (*self.companions(name), name)))
         for name in names:
-            for companion in self.companions(name):
-                discard(self.storage, companion)
-            discard(self.storage, name)
             forget_receipt(self.storage, name)
             self.storage.remove(f"{PRIVATE}/marks/{name}.json")
 

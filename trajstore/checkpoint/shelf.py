@@ -155,12 +155,13 @@ class Shelf:
             name, number = f"step-{step:012d}-{number}", number + 1
         return name + suffix
 
-    def discard(self, name: str) -> None:
-        """Remove a checkpoint and what was said of it."""
-        discard(self.storage, name)
-        self.storage.remove(f"{_MARKS}/{name}.json")
-        with self._guard:
-            self._records.pop(name, None)
+    def discard(self, *names: str) -> None:
+        """Remove checkpoints and what was said of them."""
+        discard(self.storage, *names)
+        for name in names:
+            self.storage.remove(f"{_MARKS}/{name}.json")
+            with self._guard:
+                self._records.pop(name, None)
 
     def marks(self) -> dict[str, dict[str, Any]]:
         """``{name: {"pinned", "note", "interrupted"}}`` of the checkpoints that something was said of."""
