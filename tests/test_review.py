@@ -14,9 +14,11 @@ import pytest
 
 import trajstore
 from trajstore.arraywriter import ArrayWriter
+from trajstore.cache import ChunkCache
 from trajstore.errors import SchemaError, StateError
 from trajstore.layout import ArrayLayout, Codec
 from trajstore.schema import Column, Field
+from trajstore.snapshot import Snapshot
 from trajstore.storage import LocalStorage
 
 ACTION = np.zeros(2, np.float32)
@@ -171,3 +173,19 @@ def test_a_dataset_of_many_parts_reads_with_few_descriptors(tmp_path: Path) -> N
             for number in range(50):
                 assert storage.read(f"file{number}") == b"%d" % number
     assert len(os.listdir("/proc/self/fd")) - before <= 256
+
+
+def test_a_cache_forgets_a_chunk_that_grew_while_others_came_behind_it(tmp_path: Path) -> None:
+    """A replay buffer drew zeros: only the last chunk was looked at, and by then another one was the last."""
+    cache = ChunkCache(1 << 24)
+    rows = np.arange(1 << 16, dtype=np.int64)
+    with writer(tmp_path / "run") as store:
+        start = 0
+        for stop in (5000, 5100, 14000, 40000):
+            store.append({"action": rows[start:stop]})
+            store.commit()
+            reader = Snapshot(store.storage, store.head, cache).field("action")
+            for low in range(0, stop - 100, 100):
+                np.testing.assert_array_equal(reader.read(low, low + 100), rows[low : low + 100])
+            np.testing.assert_array_equal(reader.read(stop - 7, stop), rows[stop - 7 : stop])
+            start = stop

@@ -83,6 +83,7 @@ class Block:
         self._chunk: Ints = np.empty(0, np.int64)  # in each slot
         self._held: Ints = np.empty(0, np.int64)  # rows of that chunk that were written when it was read
         self._slot: Ints = np.full(1, -1, np.int64)  # of each chunk, -1 if it is not kept; the last is of all beyond
+        self._growing: set[int] = set()  # chunks that were not whole when they were read; one, or none, mostly
         self._count = 0
         self._next = 0
 
@@ -117,7 +118,8 @@ class Block:
         with self._guard:
             if not self._count:
                 return np.ones(len(rows), np.bool_)
-            self._forget_grown(*divmod(end, size))
+            if self._growing:
+                self._forget_grown(end)
             slot = self._slot.take(chunk, mode="clip")
             place = slot * size + (rows - chunk * size)
             missing = slot < 0
@@ -132,11 +134,14 @@ class Block:
                 out[there if into is None else into[there]] = self._rows.take(place[there], axis=0)
             return missing
 
-    def _forget_grown(self, chunk: int, held: int) -> None:
-        if held and chunk < len(self._slot) - 1:
+    def _forget_grown(self, end: int) -> None:
+        size = self.shape[0]
+        for chunk in list(self._growing):
             slot = self._slot[chunk]
-            if slot >= 0 and self._held[slot] < held:
-                self._slot[chunk] = self._chunk[slot] = -1
+            if slot >= 0 and self._held[slot] < min(end - chunk * size, size):
+                self._slot[chunk] = self._chunk[slot] = slot = -1
+            if slot < 0:
+                self._growing.discard(chunk)
 
     def put(self, chunk: int, values: Array, end: int) -> None:
         """Keep a chunk's values. end : rows that the array has."""
@@ -153,6 +158,8 @@ class Block:
                 self._rows[slot * size : (slot + 1) * size] = values
                 self._chunk[slot], self._held[slot] = chunk, min(end - chunk * size, size)
                 self._point(chunk, slot)
+                if self._held[slot] < size:
+                    self._growing.add(chunk)
         if grows and slot < 0:
             self._cache.release(self.chunk_bytes)
 
