@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -189,3 +191,16 @@ def test_a_cache_forgets_a_chunk_that_grew_while_others_came_behind_it(tmp_path:
                 np.testing.assert_array_equal(reader.read(low, low + 100), rows[low : low + 100])
             np.testing.assert_array_equal(reader.read(stop - 7, stop), rows[stop - 7 : stop])
             start = stop
+
+
+def test_a_writer_that_is_closed_while_the_interpreter_ends_commits(tmp_path: Path) -> None:
+    script = f"""
+import atexit, numpy, trajstore
+store = trajstore.create({str(tmp_path / "run")!r}, commit_every=None)
+atexit.register(store.close)
+for _ in range(3):
+    store.append({{"action": numpy.zeros((40, 1 << 17))}})  # more than one shard
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(trajstore.open(tmp_path / "run")) == 3

@@ -101,14 +101,13 @@ class ArrayWriter:
                 shard = self._shards[number] = GrowingShard(self.layout, number)
             if shard.put(inner, frame, rows):
                 self.frame_bytes += len(frame)
-            if not shard.full:
-                return
+            full = shard.full
+        if full:
             # Waiting for the commit would hold whole shards in memory; the file is invisible until then.
-            early = self._disk.submit(self._flush_full, shard)
-            self._early.append(early)
-            oldest = self._early.popleft() if len(self._early) > _AHEAD else None
-        if oldest is not None:
-            oldest.exception()  # the disk is slower than the encoders: they wait, and whoever appends waits for them
+            self._early.append(self._disk.submit(self._flush_full, shard))
+            if len(self._early) > _AHEAD:
+                # The disk is slower than the encoders: they wait, and whoever appends waits for them.
+                self._early.popleft().exception()
 
     def _flush_full(self, shard: GrowingShard) -> None:
         with self._flushing:

@@ -85,8 +85,8 @@ class Ingest:
         self._codec = codec
         self._lock = lock
         self._clock = clock
-        self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="trajstore-encode")
-        self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="trajstore-disk")
+        self._encoders = _Pool(threads, thread_name_prefix="trajstore-encode")
+        self._disk = _Pool(_DISK_THREADS, thread_name_prefix="trajstore-disk")
         self._rows = IntervalBuilder(Snapshot(self.storage, head).set("rows") if head else ())
         self._clock_rows = {name: _rows_on(head, name) for name in self.schema.clocks} if head else {}
         self._table_rows = head.arrays[column_array(ID)][1] if head and column_array(ID) in head.arrays else 0
@@ -534,6 +534,29 @@ class Ingest:
         cut.orphans.pop(array, None)
         cut.schema = _moved(cut.schema, path, target.layout.path)
         return target
+
+
+class _Pool(ThreadPoolExecutor):
+    """Threads that a writer may still be closed with while the interpreter ends (``atexit``): its caller then works."""
+
+    _closed = False
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._closed = True
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        try:
+            return super().submit(function, *args, **named)
+        except RuntimeError:
+            if self._closed:
+                raise
+        done: Future[Any] = Future()
+        try:
+            done.set_result(function(*args, **named))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 def _moved(schema: Schema, path: str, array: str) -> Schema:
