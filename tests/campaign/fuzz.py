@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import struct
@@ -103,8 +104,15 @@ def mutants(seed: int) -> Iterator[bytes]:
 def main() -> None:
     import atheris
 
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, lambda data: one(data) and None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trajstore"]:
+        del sys.modules[name]
+    with atheris.instrument_imports(include=["trajstore"]):
+        module = importlib.import_module("tests.campaign.fuzz")
+
+    def target(data: bytes) -> None:
+        module.one(data)
+
+    atheris.Setup(sys.argv, target)
     atheris.Fuzz()
 
 

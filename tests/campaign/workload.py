@@ -174,8 +174,9 @@ class Run:
     def _d(self) -> None:
         if not self._model:
             self._a()
+        writer = self._need()
         number, _ = self._model.pop(0)
-        self._need().delete(number)
+        writer.delete(number)
         self._commit()
 
     def _c(self) -> None:
