@@ -358,6 +358,8 @@ class LocalStorage:
 class _ReadFile:
     """An open descriptor with the length it had when it was opened; closed when its last user lets go."""
 
+    fd = -1  # where an interrupt comes before the first line
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
         status = os.fstat(fd)
