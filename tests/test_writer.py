@@ -552,6 +552,25 @@ def test_a_signal_commits_what_is_buffered(path, number):
     assert len(trajstore.open(path)) == 50
 
 
+def test_a_writer_that_nobody_closed_commits_at_the_end_of_the_process(path):
+    script = textwrap.dedent(f"""
+        import numpy as np, trajstore
+        writer = trajstore.create({str(path)!r}, commit_every=None)
+        for i in range(50):
+            writer.append({{"x": np.full((3, 2), i)}})
+    """)
+    subprocess.run([sys.executable, "-c", script], timeout=120, check=True)
+    assert len(trajstore.open(path)) == 50
+
+
+def test_a_commit_that_fails_behind_another_error_is_told(path):
+    with pytest.warns(UserWarning, match="not stored"), pytest.raises(KeyError):
+        with trajstore.create(path, commit_every=None) as writer:
+            writer.append(steps(0, 4))
+            writer.state["odd"] = object()
+            raise KeyError("the simulator broke")
+
+
 def test_a_read_only_folder(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")

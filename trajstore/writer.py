@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -267,6 +271,13 @@ class _Lock:
                 self._lock.acquire()
 
 
+def _close(writer: weakref.ref[Writer]) -> None:
+    """At the interpreter's end: commit what a writer that nobody closed still holds."""
+    found = writer()
+    if found is not None:
+        found.close()
+
+
 class Source(Protocol):
     """What fills a writer in the background: it hands over before a commit that is asked for, and before the end."""
 
@@ -343,6 +354,8 @@ class Writer:
         self._timer = threading.Thread(target=self._keep_time, name="trajstore-commit", daemon=True)
         self._timer.start()
         self._watching = signals.watch(self._on_signal, self._is_mine) if handle_signals else None
+        self._at_exit = partial(_close, weakref.ref(self))
+        atexit.register(self._at_exit)
 
     def _restore(self, config: dict[str, Any] | None, force: bool, target: int | None, unique: str | None) -> None:
         head = self._session.head
@@ -982,6 +995,7 @@ class Writer:
         if threading.current_thread() is not self._timer:
             self._timer.join()
         signals.unwatch(self._watching)
+        atexit.unregister(self._at_exit)
         self._ingest.close()
         self._session.close()
         signals.redeliver()
@@ -994,10 +1008,11 @@ class Writer:
     ) -> None:
         try:
             self.close()
-        except TrajstoreError:
-            # The error that ended the block matters more than that its buffered rows could not be committed either.
+        except TrajstoreError as failure:
             if error is None:
                 raise
+            # The error that ended the block goes on; this one must not vanish behind it.
+            warnings.warn(f"what was appended since the last commit is not stored: {failure}", stacklevel=2)
 
     def __reduce__(self) -> Any:
         raise StateError(
