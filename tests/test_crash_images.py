@@ -25,13 +25,13 @@ def test_every_image_of_every_workload_of_up_to_three_operations() -> None:
 def test_images_built_one_by_one(part: int) -> None:
     """A million different ones in all; on some a writer is resumed, crashes again, or zarr-python reads them."""
     pytest.importorskip("zarr")
-    explorer = Explorer(seed=part, build=230, resumes=0.1, again=0.05, foreign=0.3)
+    explorer = Explorer(seed=part, build=230, resumes=0.1, again=0.05, foreign=0.15)
     for operations in SHORT[part::8]:
         explorer.workload(operations)
     print(dict(explorer.counts))
     assert explorer.counts["images"] > 125_000
     assert explorer.counts["resumed"] > 60
-    assert explorer.counts["opened by zarr-python"] > 250
+    assert explorer.counts["opened by zarr-python"] > 220
 
 
 @pytest.mark.parametrize("seed", range(4))
