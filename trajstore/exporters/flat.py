@@ -30,7 +30,7 @@ def export_d4rl(
 ) -> Exported:
     """Write D4RL's HDF5: observations, actions, rewards, terminals, timeouts, each (N, …), one file.
 
-    Of T + 1 observations the last T are ``next_observations``. ``roles`` : see ``trajstore.roles.find_roles``.
+    Of T + 1 observations the last T are ``next_observations``. ``roles`` : see ``roles.find_roles``.
     Raises ``SchemaError`` for observations or actions that are several fields: flat files have one of each.
     """
     found = find_roles(dataset, fields, **roles)
