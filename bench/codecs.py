@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bench import data
-from trajstore.layout import Codec
-from trajstore.shard import decode_frame, encode_frame
+from trajstore.format.layout import Codec
+from trajstore.media.shard import decode_frame, encode_frame
 
 CODECS = (
     Codec("lz4", 5),

@@ -16,10 +16,10 @@ import trajstore
 from bench import data
 from bench.peers import users_layout
 from bench.rows import Bench, Claim, Ratio, Times, row
-from trajstore.encoding import PROFILES, chunk_shape, packer
-from trajstore.schema import Rule
-from trajstore.shard import encode_frame
-from trajstore.storage import LocalStorage, Piece
+from trajstore.format.encoding import PROFILES, chunk_shape, packer
+from trajstore.format.schema import Rule
+from trajstore.media.shard import encode_frame
+from trajstore.media.storage import LocalStorage, Piece
 
 USERS = "np.savez_compressed, 25 routes a file"
 ZARR = "zarr-python, one assignment"

@@ -139,8 +139,8 @@ def routes_in_and_out(bench: Bench) -> Iterator[Claim]:
 @row("low-dim")
 def low_dim(bench: Bench) -> Iterator[Claim]:
     """256 windows of 16 steps: four small fields, from disk with a cache as training has it."""
-    from trajstore.samples import CutSamples
-    from trajstore.windows import Window
+    from trajstore.sampling.samples import CutSamples
+    from trajstore.sampling.windows import Window
 
     count, steps = (300, 200) if bench.short else (1000, 500)
     rollouts = data.rollouts(count, steps)
@@ -213,7 +213,7 @@ def _torchrl(bench: Bench, rollouts: list[dict[str, Any]]) -> Callable[[], Any]:
 @row("cold-size")
 def cold_size(bench: Bench) -> Iterator[Claim]:
     """Bytes after ``compact``, against the users' compressed files."""
-    from trajstore.compact import compact
+    from trajstore.operations.compact import compact
 
     routes = data.routes(2_300)
     store, cold, users = bench.scratch("cold") / "s", bench.folder / "cold" / "c", bench.scratch("cold.users")

@@ -12,8 +12,8 @@ import numpy as np
 import trajstore
 from bench import data
 from bench.rows import Bench, Claim, SkipRow, row
-from trajstore.encoding import PROFILES
-from trajstore.merge import merge
+from trajstore.format.encoding import PROFILES
+from trajstore.operations.merge import merge
 
 _STORES = 8
 _ROW = (64, 64, 3)

@@ -11,9 +11,9 @@ import numpy as np
 import trajstore
 from bench import data
 from bench.rows import Bench, Claim, SkipRow, row
-from trajstore.encoding import PROFILES
-from trajstore.snapshot import Snapshot
-from trajstore.storage import LocalStorage
+from trajstore.engine.snapshot import Snapshot
+from trajstore.format.encoding import PROFILES
+from trajstore.media.storage import LocalStorage
 
 _FIELD = "steps/obs"
 

@@ -12,8 +12,8 @@ import numpy as np
 import trajstore
 from bench import data
 from bench.rows import Bench, Claim, SkipRow, row
-from trajstore.samples import CutSamples
-from trajstore.windows import Window
+from trajstore.sampling.samples import CutSamples
+from trajstore.sampling.windows import Window
 
 _LENGTH = 16
 

@@ -10,7 +10,7 @@ import pytest
 
 import trajstore
 from tests.archives.make import COUNT, HERE, columns, trajectory
-from trajstore.verify import verify
+from trajstore.operations.verify import verify
 
 VERSIONS = sorted(path for path in HERE.iterdir() if (path / "zarr.json").exists())
 

@@ -29,7 +29,7 @@ from trajstore.errors import (
     StateError,
     StorageError,
 )
-from trajstore.storage import LocalStorage
+from trajstore.media.storage import LocalStorage
 
 
 def state(value, size=1000):

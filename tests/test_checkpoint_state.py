@@ -68,7 +68,7 @@ def test_any_nesting_comes_back_from_its_structure(state):
     data = [np.frombuffer(e.source, np.uint8) if isinstance(e.source, bytes)
             else e.source.reshape(-1).view(np.uint8) if e.source.size else np.empty(0, np.uint8)
             for e in extents]  # fmt: skip
-    from trajstore import typedjson
+    from trajstore.format import typedjson
 
     node = typedjson.loads(typedjson.dumps(flat.node))
     assert equal(Unflattening([e.start for e in extents], lambda i: data[i].copy()).build(node), state)

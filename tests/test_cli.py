@@ -66,7 +66,7 @@ def test_info_says_all_that_the_users_command_said(store: Path) -> None:
 
 
 def test_info_as_json_has_the_names_of_the_attributes(store: Path) -> None:
-    from trajstore.info import info
+    from trajstore.operations.info import info
 
     found = json.loads(cli("info", store, "--json").stdout)
     described = info(store)

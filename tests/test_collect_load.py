@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.storage import LocalStorage, Piece
+from trajstore.media.storage import LocalStorage, Piece
 
 HOUSE = Path(__file__).resolve().parent.parent
 

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore import encoding
-from trajstore import move as moving
-from trajstore.compact import compact, plan_compact
-from trajstore.delete import delete, undelete
-from trajstore.derive import Advantages, ReturnsToGo, add_column, add_field, backward, each
+from trajstore.engine.order import shuffled
+from trajstore.engine.partition import partition
 from trajstore.errors import AlreadyExistsError, ConflictError, CorruptionError, LockedError, NotFoundError, SchemaError
-from trajstore.merge import merge
-from trajstore.move import move, remove_store
-from trajstore.order import shuffled
-from trajstore.partition import partition
-from trajstore.split import plan_split, split
-from trajstore.storage import LocalStorage
-from trajstore.verify import verify
+from trajstore.format import encoding
+from trajstore.media.storage import LocalStorage
+from trajstore.operations import move as moving
+from trajstore.operations.compact import compact, plan_compact
+from trajstore.operations.delete import delete, undelete
+from trajstore.operations.derive import Advantages, ReturnsToGo, add_column, add_field, backward, each
+from trajstore.operations.merge import merge
+from trajstore.operations.move import move, remove_store
+from trajstore.operations.split import plan_split, split
+from trajstore.operations.verify import verify
 
 COUNT = 40
 
@@ -438,7 +438,7 @@ def test_a_move_whose_result_does_not_verify_removes_nothing(
 
 
 def test_two_at_once_do_not_build_the_same_destination(made: Path, tmp_path: Path) -> None:
-    from trajstore.assembly import Scaffold
+    from trajstore.operations.assembly import Scaffold
 
     with Scaffold((LocalStorage(tmp_path), "all")), pytest.raises(LockedError):
         merge(made, tmp_path / "all")

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore import device
 from trajstore.collect import Recorder, TensorDictRecorder
+from trajstore.engine import device
 from trajstore.errors import QueueFullError, SchemaError
 
 torch = pytest.importorskip("torch")

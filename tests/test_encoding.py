@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trajstore.encoding import (
+from trajstore.errors import SchemaError
+from trajstore.format.encoding import (
     PROFILES,
     Lookup,
     Widen,
@@ -20,9 +21,8 @@ from trajstore.encoding import (
     field_layout,
     packer,
 )
-from trajstore.errors import SchemaError
-from trajstore.layout import Codec
-from trajstore.schema import Field, Rule
+from trajstore.format.layout import Codec
+from trajstore.format.schema import Field, Rule
 
 DIVISORS = (255, 256, 1)
 FLOATS = ("float16", "float32", "float64")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trajstore.errors import NotFoundError, SchemaError
-from trajstore.expression import Expression
+from trajstore.format.expression import Expression
 
 COLUMNS: dict[str, np.ndarray[Any, Any]] = {
     "success": np.array([True, False, True, False, True]),

@@ -20,7 +20,7 @@ from tests.campaign import faults
 from tests.campaign.disk import Disk, Tapped
 from tests.campaign.workload import State, open_writer, recover, rows_of, tiny_shards, trajectory
 from trajstore.errors import StorageError
-from trajstore.storage import LocalStorage
+from trajstore.media.storage import LocalStorage
 
 ROOM = Path(__file__).resolve().parent.parent
 
@@ -79,7 +79,7 @@ COLLECTOR = textwrap.dedent(
     sys.path.insert(0, {room!r})
     from tests.campaign.workload import open_writer, tiny_shards, trajectory
     from trajstore.errors import TrajstoreError
-    from trajstore.storage import LocalStorage
+    from trajstore.media.storage import LocalStorage
     with tiny_shards():
         writer = open_writer(LocalStorage(sys.argv[1]), resume=True)
         failed = 0
@@ -204,7 +204,7 @@ def test_a_small_disk_fills_up(tmp_path: Path, size: str) -> None:
             sys.path.insert(0, {str(ROOM)!r})
             from tests.campaign.workload import State, open_writer, recover, rows_of, tiny_shards, trajectory
             from trajstore.errors import StorageError
-            from trajstore.storage import LocalStorage
+            from trajstore.media.storage import LocalStorage
             made, seed, failed = [], 0, 0
             with tiny_shards():
                 try:
@@ -241,7 +241,8 @@ def test_a_small_disk_fills_up(tmp_path: Path, size: str) -> None:
 
 def test_memory_errors_anywhere_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The n-th allocation of the places that allocate most fails; the next commit has it all."""
-    from trajstore import appender, arraywriter, ingest, shard
+    from trajstore.engine import appender, arraywriter, ingest
+    from trajstore.media import shard
 
     for module, name in (
         (arraywriter, "encode_frame"),

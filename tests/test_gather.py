@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trajstore import crew, gather
-from trajstore.cache import ChunkCache
 from trajstore.dataset import open
+from trajstore.engine import crew, gather
+from trajstore.engine.cache import ChunkCache
+from trajstore.engine.gather import ArrayReader
+from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import CorruptionError, NotFoundError, SchemaError
-from trajstore.gather import ArrayReader
-from trajstore.layout import Codec
-from trajstore.snapshot import Snapshot
-from trajstore.storage import LocalStorage
+from trajstore.format.layout import Codec
+from trajstore.media.storage import LocalStorage
 from trajstore.writer import create
 
 DTYPES = "bool int8 uint16 int32 int64 float16 float32 float64 complex64".split()

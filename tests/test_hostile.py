@@ -13,8 +13,8 @@ import trajstore
 from tests.campaign import damage
 from tests.campaign.workload import tiny_shards
 from trajstore.errors import CorruptionError, TrajstoreError
-from trajstore.layout import ROOT
-from trajstore.storage import LocalStorage
+from trajstore.format.layout import ROOT
+from trajstore.media.storage import LocalStorage
 
 
 def test_a_file_that_is_lost_or_put_back_in_an_older_version_is_noticed() -> None:

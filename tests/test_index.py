@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trajstore.index import bounds, locate, natural, pieces, runs, spans
+from trajstore.engine.index import bounds, locate, natural, pieces, runs, spans
 
 pairs = st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 40)), max_size=30)
 rows = st.lists(st.integers(0, 300), min_size=1, max_size=60)

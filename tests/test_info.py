@@ -9,7 +9,7 @@ import pytest
 
 import trajstore
 from trajstore.errors import NotFoundError
-from trajstore.info import info
+from trajstore.operations.info import info
 
 
 def test_an_empty_store_has_no_lengths(tmp_path: Path) -> None:

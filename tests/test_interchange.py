@@ -232,7 +232,7 @@ def test_a_memory_mapped_tensordict(ds, tmp_path):
 
 
 def test_roles_are_found_given_or_refused(ds, tmp_path):
-    from trajstore.roles import find_roles
+    from trajstore.operations.roles import find_roles
 
     roles = find_roles(ds)
     assert roles.final and set(roles.observations) == {"image", "q"} and roles.others == ("value",)
@@ -297,7 +297,7 @@ def test_the_hdf5_container_comes_back_byte_for_byte(ds, tmp_path):
     pytest.importorskip("hdf5plugin")
     from trajstore.exporters.hdf5 import export_hdf5
     from trajstore.importers.hdf5 import import_hdf5
-    from trajstore.verify import verify
+    from trajstore.operations.verify import verify
 
     export_hdf5(ds, tmp_path / "run.h5")
     import_hdf5(tmp_path / "run.h5", tmp_path / "back")

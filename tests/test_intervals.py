@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trajstore.errors import FormatError, NotFoundError, SchemaError
-from trajstore.intervals import IntervalBuilder, IntervalSet
+from trajstore.format.intervals import IntervalBuilder, IntervalSet
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 2
 near = st.integers(-20, 20)  # close together, so that intervals touch and join

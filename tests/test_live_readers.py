@@ -52,7 +52,7 @@ def test_an_old_snapshot_travels_though_its_large_sets_are_gone(tmp_path: Path) 
 def test_a_reader_that_comes_as_a_set_goes_takes_the_newer_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trajstore import snapshot
+    from trajstore.engine import snapshot
 
     writer = trajstore.create(tmp_path / "store", commit_every=None)
     writer.append_many({"x": np.arange(3000)}, lengths=np.ones(3000, np.int64), seed=np.arange(3000))

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore import encoding, plan, shardfile
-from trajstore.delete import delete
 from trajstore.errors import AlreadyExistsError, CorruptionError, NotFoundError, SchemaError, StorageError
-from trajstore.merge import blueprint, choose, gather_sources, merge, plan_merge
-from trajstore.schema import Clock, Column
-from trajstore.storage import LocalStorage
-from trajstore.tasks import connected
-from trajstore.verify import verify
+from trajstore.format import encoding
+from trajstore.format.schema import Clock, Column
+from trajstore.media import shardfile
+from trajstore.media.storage import LocalStorage
+from trajstore.operations import plan
+from trajstore.operations.delete import delete
+from trajstore.operations.merge import blueprint, choose, gather_sources, merge, plan_merge
+from trajstore.operations.tasks import connected
+from trajstore.operations.verify import verify
 
 DATA = Path(__file__).parent / "data"
 SMALL = {"_SHARD_ROWS": 16, "_NARROW_ROWS": 4, "_TABLE_CHUNK_ROWS": 4, "_TABLE_SHARD_ROWS": 32}

@@ -14,14 +14,15 @@ import pytest
 import trajstore
 from tests.campaign.disk import CHANGES, SYNCS, Disk, Image, Tapped
 from tests.campaign.images import Replay
-from trajstore import assembly, encoding, tasks
-from trajstore.delete import delete
-from trajstore.derive import ReturnsToGo, add_column, add_field
 from trajstore.errors import AlreadyExistsError, NotFoundError, StorageError
-from trajstore.merge import merge
-from trajstore.split import split
-from trajstore.storage import Storage
-from trajstore.verify import verify
+from trajstore.format import encoding
+from trajstore.media.storage import Storage
+from trajstore.operations import assembly, tasks
+from trajstore.operations.delete import delete
+from trajstore.operations.derive import ReturnsToGo, add_column, add_field
+from trajstore.operations.merge import merge
+from trajstore.operations.split import split
+from trajstore.operations.verify import verify
 
 SEEDS = {"rank_0": range(0, 9), "rank_1": range(20, 26)}
 MOMENTS, IMAGES = 60, 2  # at which the power fails, and images tried at each

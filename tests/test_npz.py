@@ -27,8 +27,8 @@ from trajstore.errors import (
     StateError,
     StorageError,
 )
+from trajstore.media.storage import LocalStorage
 from trajstore.npz import NpzReader, NpzWriter
-from trajstore.storage import LocalStorage
 
 DATA = Path(__file__).parent / "data"
 BOXED = DATA / "coinrun_ckpt" / "shards" / "shard_000001.npz"

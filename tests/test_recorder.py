@@ -15,7 +15,7 @@ from trajstore.collect import Recorder
 from trajstore.collect.boundaries import GIVEN, NEXT_ROW, NOWHERE, Boundaries
 from trajstore.collect.scratch import SpillLog
 from trajstore.errors import SchemaError, StateError, StorageError
-from trajstore.layout import SCRATCH
+from trajstore.format.layout import SCRATCH
 
 
 class Reference:

@@ -10,8 +10,8 @@ import pytest
 from trajstore.collect.remains import Remains
 from trajstore.collect.scratch import SpillLog
 from trajstore.errors import CorruptionError
-from trajstore.layout import SCRATCH
-from trajstore.storage import LocalStorage
+from trajstore.format.layout import SCRATCH
+from trajstore.media.storage import LocalStorage
 
 
 def rows_of(envs: np.ndarray, begin: np.ndarray, stop: int) -> dict[str, np.ndarray]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import trajstore
-import trajstore.verify
+import trajstore.operations.verify
 from tests.campaign.workload import rows_of, tiny_shards, trajectory
 from trajstore.errors import AlreadyExistsError, CorruptionError, NotFoundError
-from trajstore.layout import ROOT
-from trajstore.repair import kept, plan_repair, repair
+from trajstore.format.layout import ROOT
+from trajstore.operations.repair import kept, plan_repair, repair
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_what_is_whole_is_saved_and_the_rest_is_named(place: Path, tmp_path: Pat
     saved = trajstore.open(tmp_path / "saved.zarr")
     check(saved, set(range(15)) - set(done.whole.tolist()))
     assert saved.table["id"].tolist() == done.whole.tolist()
-    assert trajstore.verify.verify(tmp_path / "saved.zarr", deep=True).ok
+    assert trajstore.operations.verify.verify(tmp_path / "saved.zarr", deep=True).ok
     with trajstore.create(tmp_path / "saved.zarr", resume=True) as writer:
         writer.append(trajectory(20, True), seed=20)
     assert len(trajstore.open(tmp_path / "saved.zarr")) == len(done.whole) + 1

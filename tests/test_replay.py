@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore import replay
-from trajstore.cutting import Transitions
 from trajstore.errors import SchemaError, StateError
-from trajstore.replay import Priorities, ReplayBuffer
-from trajstore.windows import Window
+from trajstore.sampling import replay
+from trajstore.sampling.cutting import Transitions
+from trajstore.sampling.replay import Priorities, ReplayBuffer
+from trajstore.sampling.windows import Window
 
 
 def episode(number: int, length: int = 10) -> dict[str, Any]:

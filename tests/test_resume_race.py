@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.commit import Session
-from trajstore.manifest import Manifest
+from trajstore.engine.commit import Session
+from trajstore.format.manifest import Manifest
 
 
 @pytest.mark.parametrize("step", ["check", "publish"])

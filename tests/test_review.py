@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.arraywriter import ArrayWriter
-from trajstore.cache import ChunkCache
+from trajstore.engine.arraywriter import ArrayWriter
+from trajstore.engine.cache import ChunkCache
+from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import SchemaError, StateError
-from trajstore.layout import ArrayLayout, Codec
-from trajstore.schema import Column, Field
-from trajstore.snapshot import Snapshot
-from trajstore.storage import LocalStorage
+from trajstore.format.layout import ArrayLayout, Codec
+from trajstore.format.schema import Column, Field
+from trajstore.media.storage import LocalStorage
 
 ACTION = np.zeros(2, np.float32)
 

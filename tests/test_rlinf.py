@@ -19,11 +19,11 @@ from trajstore.compat.rlinf.__main__ import main  # noqa: E402
 from trajstore.errors import AlreadyExistsError, FormatError, NotFoundError, SchemaError  # noqa: E402
 from trajstore.exporters.rlinf import export_rlinf  # noqa: E402
 from trajstore.importers.rlinf import import_rlinf  # noqa: E402
-from trajstore.merge import merge  # noqa: E402
+from trajstore.media.storage import LocalStorage  # noqa: E402
+from trajstore.operations.merge import merge  # noqa: E402
+from trajstore.operations.verify import verify  # noqa: E402
 from trajstore.rlinf import load_batch, merge_folders, save_batch, split_folder  # noqa: E402
 from trajstore.rlinf.folder import INDEXES  # noqa: E402
-from trajstore.storage import LocalStorage  # noqa: E402
-from trajstore.verify import verify  # noqa: E402
 
 RANKS = Path(__file__).parent / "data" / "rlinf_ranks"
 #: As the original tool merges them, but for the order of ranks, which is that of their numbers: rank and id of each.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trajstore.errors import ConfigMismatchError, SchemaError
-from trajstore.sampler import _SORTED_UP_TO, Batches, Order, Permutation, below, key, quality, uniform
+from trajstore.sampling.sampler import _SORTED_UP_TO, Batches, Order, Permutation, below, key, quality, uniform
 
 
 def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:

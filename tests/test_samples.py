@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore import gather
-from trajstore.cutting import Transitions
+from trajstore.engine import gather
 from trajstore.errors import NotFoundError, SchemaError
-from trajstore.sampler import Batches, Order
-from trajstore.samples import CutSamples, TrajectorySamples, nested
-from trajstore.windows import Window
+from trajstore.sampling.cutting import Transitions
+from trajstore.sampling.sampler import Batches, Order
+from trajstore.sampling.samples import CutSamples, TrajectorySamples, nested
+from trajstore.sampling.windows import Window
 
 LENGTHS = (7, 1, 12, 3, 30, 2)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore import layout, manifest, schema
+from trajstore.format import layout, manifest, schema
 
 SPEC = (Path(__file__).parent.parent / "docs" / "spec.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", SPEC, re.S)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.campaign.disk import Disk, Tapped
 from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StorageError
-from trajstore.storage import LocalStorage, Storage
+from trajstore.media.storage import LocalStorage, Storage
 
 
 @pytest.fixture(params=["local", "memory", "tapped"])

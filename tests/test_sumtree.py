@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from trajstore.errors import SchemaError, StateError
-from trajstore.sampler import uniform
-from trajstore.sumtree import PriorityRing, SumTree
+from trajstore.sampling.sampler import uniform
+from trajstore.sampling.sumtree import PriorityRing, SumTree
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 64, 1000])

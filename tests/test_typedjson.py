@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trajstore import typedjson
 from trajstore.errors import FormatError, SchemaError
+from trajstore.format import typedjson
 
 
 def same(a: Any, b: Any) -> bool:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.damage import Damage, StoreReport
 from trajstore.errors import CorruptionError, NotFoundError, UnsupportedFormatError
-from trajstore.manifest import root_checksum
-from trajstore.shard import parse_index
-from trajstore.verify import verify
+from trajstore.format.manifest import root_checksum
+from trajstore.media.shard import parse_index
+from trajstore.operations.damage import Damage, StoreReport
+from trajstore.operations.verify import verify
 
 
 def fill(path: Path, count: int = 60, *, first: int = 0, part: str | None = None, resume: bool = False) -> None:
@@ -250,10 +250,10 @@ def test_what_no_commit_names_is_counted_and_is_no_damage(store: Path) -> None:
 
 def rewrite(store: Path, array: str, rows: np.ndarray, first: int) -> None:
     """Put other rows into an array's tail, with all checksums right: what a bug would do, and no disk."""
-    from trajstore.commit import read_manifest
-    from trajstore.manifest import Shard
-    from trajstore.shard import GrowingShard, encode_frame
-    from trajstore.storage import LocalStorage
+    from trajstore.engine.commit import read_manifest
+    from trajstore.format.manifest import Shard
+    from trajstore.media.shard import GrowingShard, encode_frame
+    from trajstore.media.storage import LocalStorage
 
     manifest = read_manifest(LocalStorage(store))
     layout, _ = manifest.arrays[array]

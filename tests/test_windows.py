@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from trajstore.errors import NotFoundError, SchemaError
-from trajstore.schema import Clock
-from trajstore.windows import Window, WindowIndex, returns_of_n_steps, ticks
+from trajstore.format.schema import Clock
+from trajstore.sampling.windows import Window, WindowIndex, returns_of_n_steps, ticks
 
 MAIN = Clock("main")
 

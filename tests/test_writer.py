@@ -27,8 +27,8 @@ from trajstore.errors import (
     StorageError,
     UnsupportedFormatError,
 )
-from trajstore.layout import ROOT
-from trajstore.manifest import root_checksum
+from trajstore.format.layout import ROOT
+from trajstore.format.manifest import root_checksum
 
 
 def steps(seed, length):

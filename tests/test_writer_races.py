@@ -17,11 +17,11 @@ import pytest
 import trajstore
 from tests.campaign.disk import Disk, Tapped
 from tests.campaign.workload import State, open_writer, recover, rows_of, tiny_shards, trajectory
-from trajstore import signals
-from trajstore.appender import Appender, Budget
+from trajstore.engine import signals
+from trajstore.engine.appender import Appender, Budget
 from trajstore.errors import StateError, StorageError
-from trajstore.layout import ArrayLayout, Codec
-from trajstore.storage import LocalStorage
+from trajstore.format.layout import ArrayLayout, Codec
+from trajstore.media.storage import LocalStorage
 
 PATIENCE = 20.0
 
@@ -150,7 +150,7 @@ def test_a_field_that_leaves_its_clock_does_not_wait_for_a_commit_that_waits_for
 
 def test_memory_that_is_short_for_a_moment_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that could not be encoded is encoded by the next commit."""
-    from trajstore import arraywriter
+    from trajstore.engine import arraywriter
 
     encode, failures = arraywriter.encode_frame, iter([True, False, True])
 

@@ -56,7 +56,7 @@ def test_a_child_that_outlives_its_killed_parent_does_not_hold_the_lock(tmp_path
         os.kill(child, signal.SIGKILL)
         os.close(reading)
         os.close(writing)
-    assert recover(trajstore.storage.LocalStorage(tmp_path / "store")) == State((rows_of(1), rows_of(2)))
+    assert recover(trajstore.media.storage.LocalStorage(tmp_path / "store")) == State((rows_of(1), rows_of(2)))
 
 
 def test_a_stopped_process_finds_itself_fenced(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_stopped_process_finds_itself_fenced(tmp_path: Path) -> None:
     if sleeper == 0:
         code = 1
         try:
-            writer = open_writer(trajstore.storage.LocalStorage(place))
+            writer = open_writer(trajstore.media.storage.LocalStorage(place))
             os.unlink(place / "__trajstore/lock")  # as good as a lock that lies
             for seed in range(1000):
                 writer.append(trajectory(seed), seed=seed)
@@ -92,7 +92,7 @@ def test_a_stopped_process_finds_itself_fenced(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(sleeper, 0)[1]) == 42
     acknowledged = [int(line) for line in os.read(reading, 1 << 16).split()]
     os.close(reading)
-    found = recover(trajstore.storage.LocalStorage(place))
+    found = recover(trajstore.media.storage.LocalStorage(place))
     assert isinstance(found, State)
     seeds = [rows[0] for rows in found.trajectories]
     assert {*acknowledged, *range(5000, 5008)} <= set(seeds)

@@ -7,8 +7,8 @@ import typing
 from trajstore.__about__ import __version__
 from trajstore.dataset import Dataset, Trajectory, open
 from trajstore.errors import TrajstoreError
-from trajstore.layout import Codec
-from trajstore.schema import Clock, Column, Field
+from trajstore.format.layout import Codec
+from trajstore.format.schema import Clock, Column, Field
 from trajstore.writer import Writer, create
 
 __all__ = [

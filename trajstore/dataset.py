@@ -9,19 +9,19 @@ from typing import Any, Union, overload
 
 import numpy as np
 
-from trajstore import typedjson
-from trajstore.cache import ChunkCache
-from trajstore.commit import is_root_of_parts
+from trajstore.engine.cache import ChunkCache
+from trajstore.engine.commit import is_root_of_parts
+from trajstore.engine.index import bounds, locate, natural, spans
+from trajstore.engine.partition import partition
+from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import CorruptionError, FormatError, MissingDependencyError, NotFoundError, SchemaError
-from trajstore.expression import Expression
-from trajstore.hdf5storage import Hdf5Storage, is_hdf5
-from trajstore.index import bounds, locate, natural, spans
-from trajstore.layout import COMMITS, ROOT, is_temporary
-from trajstore.partition import partition
-from trajstore.schema import ID, MAIN_CLOCK, Column, Field, Schema
-from trajstore.snapshot import Snapshot
-from trajstore.storage import LocalStorage, Storage
-from trajstore.union import filling
+from trajstore.format import typedjson
+from trajstore.format.expression import Expression
+from trajstore.format.layout import COMMITS, ROOT, is_temporary
+from trajstore.format.schema import ID, MAIN_CLOCK, Column, Field, Schema
+from trajstore.format.union import filling
+from trajstore.media.hdf5storage import Hdf5Storage, is_hdf5
+from trajstore.media.storage import LocalStorage, Storage
 
 Place = Union[str, "os.PathLike[str]", Storage]
 Array = np.ndarray[Any, Any]

@@ -22,7 +22,7 @@ import numpy as np
 import trajstore
 from trajstore.errors import AlreadyExistsError, MissingDependencyError, NotFoundError, SchemaError, StateError
 from trajstore.exporters.routes import export_routes
-from trajstore.verify import verify
+from trajstore.operations.verify import verify
 
 ATARI, CLASSIC = "ALE/Breakout-v5", "CartPole-v1"
 _MAX_STEPS = 300

@@ -18,13 +18,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trajstore import typedjson
-from trajstore.checksum import crc32c
 from trajstore.errors import AlreadyExistsError, CorruptionError, NotFoundError, StateError, TrajstoreError
-from trajstore.history import History
-from trajstore.layout import PRIVATE
-from trajstore.publish import ensure_folder, publish_file
-from trajstore.storage import LocalStorage, Lock
+from trajstore.format import typedjson
+from trajstore.format.checksum import crc32c
+from trajstore.format.layout import PRIVATE
+from trajstore.media.history import History
+from trajstore.media.publish import ensure_folder, publish_file
+from trajstore.media.storage import LocalStorage, Lock
 from trajstore.versions import library_versions
 
 RECORD = "run.json"

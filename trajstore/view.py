@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import FormatError, NotFoundError
-from trajstore.hdf5storage import h5py_module
+from trajstore.media.hdf5storage import h5py_module
 
 Array = np.ndarray[Any, Any]
 

@@ -18,12 +18,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trajstore import device, signals, typedjson
-from trajstore.batch import Batch
-from trajstore.commit import Session, make_root_of_parts
-from trajstore.config import compare_config, describe_config, mismatch
-from trajstore.encoding import DEFAULT_PROFILE, PROFILES
-from trajstore.episode import Episode
+from trajstore.engine import device, signals
+from trajstore.engine.batch import Batch
+from trajstore.engine.commit import Session, make_root_of_parts
+from trajstore.engine.episode import Episode
+from trajstore.engine.ingest import Ingest
+from trajstore.engine.intake import AbsentField, Checker, LateField, extend, flatten, infer
+from trajstore.engine.snapshot import Snapshot
+from trajstore.engine.staging import Staging
 from trajstore.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -34,16 +36,15 @@ from trajstore.errors import (
     StorageError,
     TrajstoreError,
 )
-from trajstore.ingest import Ingest
-from trajstore.intake import AbsentField, Checker, LateField, extend, flatten, infer
-from trajstore.intervals import IntervalSet
-from trajstore.layout import PRIVATE, SCRATCH, Codec, is_temporary
-from trajstore.manifest import Manifest
-from trajstore.progress import Progress
-from trajstore.schema import Clock, Column, Field, Schema, check_name
-from trajstore.snapshot import Snapshot
-from trajstore.staging import Staging
-from trajstore.storage import LocalStorage, Storage
+from trajstore.format import typedjson
+from trajstore.format.encoding import DEFAULT_PROFILE, PROFILES
+from trajstore.format.intervals import IntervalSet
+from trajstore.format.layout import PRIVATE, SCRATCH, Codec, is_temporary
+from trajstore.format.manifest import Manifest
+from trajstore.format.progress import Progress
+from trajstore.format.schema import Clock, Column, Field, Schema, check_name
+from trajstore.media.config import compare_config, describe_config, mismatch
+from trajstore.media.storage import LocalStorage, Storage
 
 COMMIT_EVERY = 10.0  # seconds
 _AMPLIFICATION = 8

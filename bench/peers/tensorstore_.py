@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from trajstore.layout import Codec
+from trajstore.format.layout import Codec
 
 
 def context(cache: int = 0) -> Any:

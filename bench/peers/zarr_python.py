@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from trajstore.layout import Codec
+from trajstore.format.layout import Codec
 
 
 def blosc(codec: Codec) -> BloscCodec:

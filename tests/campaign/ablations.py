@@ -9,11 +9,11 @@ from typing import Any
 from unittest import mock
 
 from tests.campaign.disk import MemoryStorage
-from trajstore import arraywriter, commit, ingest, snapshot
-from trajstore.arraywriter import ArrayWriter
-from trajstore.commit import Session
-from trajstore.layout import ROOT, metadata_key, temporary
-from trajstore.shard import GrowingShard
+from trajstore.engine import arraywriter, commit, ingest, snapshot
+from trajstore.engine.arraywriter import ArrayWriter
+from trajstore.engine.commit import Session
+from trajstore.format.layout import ROOT, metadata_key, temporary
+from trajstore.media.shard import GrowingShard
 
 Mutant = Callable[[], "contextlib.AbstractContextManager[Any]"]
 patch = mock.patch.object

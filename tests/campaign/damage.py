@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import trajstore
-import trajstore.verify
+import trajstore.operations.verify
 from tests.campaign.disk import STORE, Disk
 from tests.campaign.explorer import Violation
 from tests.campaign.workload import NO_STORE, Run, State, open_writer, recover, rows_of, tiny_shards, trajectory
-from trajstore.checksum import crc32c
 from trajstore.errors import TrajstoreError
-from trajstore.layout import PRIVATE, ROOT
-from trajstore.manifest import root_checksum
+from trajstore.format.checksum import crc32c
+from trajstore.format.layout import PRIVATE, ROOT
+from trajstore.format.manifest import root_checksum
 
 Files = dict[str, bytes]
 
@@ -69,7 +69,7 @@ def read(files: Files, allowed: set[State | str], what: str) -> str:
         return "NotFoundError"
     if found not in allowed and "exchange" in what:
         # A whole file in another's place has all its checksums right; the one over all of it is for verify.
-        if trajstore.verify.verify(disk_of(files).storage()).ok:  # type: ignore[attr-defined]
+        if trajstore.operations.verify.verify(disk_of(files).storage()).ok:  # type: ignore[attr-defined]
             raise Violation(f"{what}: verify finds nothing")
         return "found by verify only"
     if found not in allowed:

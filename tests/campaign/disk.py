@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StorageError
-from trajstore.storage import Piece, Storage
+from trajstore.media.storage import Piece, Storage
 
 ABOVE = 0  #: the folder in which the storage's root stands
 STORE = "store"

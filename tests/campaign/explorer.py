@@ -25,7 +25,7 @@ from tests.campaign.workload import (
     trajectory,
 )
 from trajstore.errors import NotFoundError
-from trajstore.layout import ROOT, metadata_key
+from trajstore.format.layout import ROOT, metadata_key
 
 LETTERS = "afrdc"
 

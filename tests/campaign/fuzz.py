@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from trajstore import typedjson
-from trajstore.checksum import crc32c
 from trajstore.errors import TrajstoreError
-from trajstore.layout import ArrayLayout, Codec
-from trajstore.manifest import Manifest, root_checksum
-from trajstore.shard import decode_frame, encode_frame, parse_index
+from trajstore.format import typedjson
+from trajstore.format.checksum import crc32c
+from trajstore.format.layout import ArrayLayout, Codec
+from trajstore.format.manifest import Manifest, root_checksum
+from trajstore.media.shard import decode_frame, encode_frame, parse_index
 
 LAYOUT = ArrayLayout("steps/x", np.dtype("int32"), (3,), 8, 32, Codec("zstd", 1), "steps")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import trajstore
 from tests.campaign.explorer import Violation
 from tests.campaign.workload import State, recover, rows_of, tiny_shards, trajectory
-from trajstore.storage import LocalStorage
+from trajstore.media.storage import LocalStorage
 
 SEEDS = range(1_000_000)
 HOW = ("call", "count", "timer", "thread", "fork")

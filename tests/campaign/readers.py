@@ -23,7 +23,7 @@ from trajstore.errors import NotFoundError
 WRITER = """
 import sys
 from tests.campaign.workload import open_writer, tiny_shards, trajectory
-from trajstore.storage import LocalStorage
+from trajstore.media.storage import LocalStorage
 with tiny_shards():
     writer = open_writer(LocalStorage(sys.argv[1]), resume=True, unique="seed")
     for seed in writer.seeds(range(10**6)):

@@ -12,8 +12,9 @@ from unittest import mock
 import numpy as np
 
 import trajstore
-from trajstore import encoding, ingest
-from trajstore.storage import Storage
+from trajstore.engine import ingest
+from trajstore.format import encoding
+from trajstore.media.storage import Storage
 
 Rows = tuple[Any, ...]  # one trajectory: seed, and the bytes of each of its fields
 

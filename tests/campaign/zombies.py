@@ -13,7 +13,7 @@ from tests.campaign.disk import Disk, Tapped
 from tests.campaign.explorer import Violation
 from tests.campaign.workload import State, one_by_one, open_writer, recover, rows_of, tiny_shards, trajectory
 from trajstore.errors import AlreadyExistsError, ConflictError, StateError, StorageError
-from trajstore.layout import ROOT
+from trajstore.format.layout import ROOT
 
 REFUSED = (AlreadyExistsError, ConflictError, StateError, StorageError)
 PATIENCE = 20.0  # seconds after which a writer that does not go on is taken for stuck

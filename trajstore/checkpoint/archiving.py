@@ -10,10 +10,10 @@ from pathlib import Path
 
 from trajstore.checkpoint.folder import find, locked, newest_valid, open_folder
 from trajstore.checkpoint.shelf import candidate
-from trajstore.checksum import crc32c
 from trajstore.errors import AlreadyExistsError, CorruptionError, SchemaError
-from trajstore.publish import ensure_folder
-from trajstore.storage import LocalStorage
+from trajstore.format.checksum import crc32c
+from trajstore.media.publish import ensure_folder
+from trajstore.media.storage import LocalStorage
 
 
 def archive_checkpoints(

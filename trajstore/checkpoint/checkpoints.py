@@ -35,10 +35,10 @@ from trajstore.errors import (
     StorageError,
     TrajstoreError,
 )
-from trajstore.history import History, plain
-from trajstore.layout import PRIVATE
-from trajstore.publish import ensure_folder, recover
-from trajstore.storage import LocalStorage, Lock, Storage
+from trajstore.format.layout import PRIVATE
+from trajstore.media.history import History, plain
+from trajstore.media.publish import ensure_folder, recover
+from trajstore.media.storage import LocalStorage, Lock, Storage
 from trajstore.versions import library_versions, version_hint
 
 Which = int | str | None

@@ -14,10 +14,10 @@ from numcodecs import blosc
 
 from trajstore.checkpoint.record import CODEC, Chunk, FlatArray
 from trajstore.checkpoint.tensors import Bytes
-from trajstore.checksum import crc32c
 from trajstore.errors import CorruptionError, StorageError, TrajstoreError
-from trajstore.shard import decode_frame
-from trajstore.storage import Storage
+from trajstore.format.checksum import crc32c
+from trajstore.media.shard import decode_frame
+from trajstore.media.storage import Storage
 
 
 class Pool:

@@ -42,7 +42,6 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from trajstore import typedjson
 from trajstore.checkpoint import reading
 from trajstore.checkpoint.arena import Arena, Staging
 from trajstore.checkpoint.arena import plan as lay_out
@@ -53,10 +52,11 @@ from trajstore.checkpoint.saving import finish_folder, publish
 from trajstore.checkpoint.shelf import HISTORY, LOCK, Shelf, candidate
 from trajstore.checkpoint.tree import Flattening
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, TrajstoreError
-from trajstore.history import History, plain
-from trajstore.layout import PRIVATE
-from trajstore.publish import discard, ensure_folder
-from trajstore.storage import LocalStorage
+from trajstore.format import typedjson
+from trajstore.format.layout import PRIVATE
+from trajstore.media.history import History, plain
+from trajstore.media.publish import discard, ensure_folder
+from trajstore.media.storage import LocalStorage
 from trajstore.versions import library_versions
 
 _THREADS = 2

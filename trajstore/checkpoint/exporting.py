@@ -13,8 +13,8 @@ from trajstore.checkpoint import tensors
 from trajstore.checkpoint.folder import OwnFolder, find, open_folder
 from trajstore.checkpoint.reading import Reader
 from trajstore.errors import AlreadyExistsError, SchemaError, UnsupportedFormatError
-from trajstore.publish import ensure_folder, publish_file
-from trajstore.storage import LocalStorage
+from trajstore.media.publish import ensure_folder, publish_file
+from trajstore.media.storage import LocalStorage
 
 _SAFE = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",

@@ -14,10 +14,10 @@ from trajstore.checkpoint.reading import verify_checkpoint
 from trajstore.checkpoint.retention import Candidate, Retention, metric_value, ranked
 from trajstore.checkpoint.shelf import HISTORY, LOCK, Checkpoint, Shelf, candidate, has_name
 from trajstore.errors import CorruptionError, NotFoundError
-from trajstore.history import History
-from trajstore.layout import PRIVATE
-from trajstore.publish import ensure_folder, publish_file, recover
-from trajstore.storage import LocalStorage, Storage
+from trajstore.format.layout import PRIVATE
+from trajstore.media.history import History
+from trajstore.media.publish import ensure_folder, publish_file, recover
+from trajstore.media.storage import LocalStorage, Storage
 
 RULES = f"{PRIVATE}/rules.json"
 _USUAL = (

@@ -18,10 +18,10 @@ from typing import Any
 
 from trajstore.checkpoint.shelf import Checkpoint, Shelf
 from trajstore.errors import CorruptionError, MissingDependencyError
-from trajstore.layout import PRIVATE
-from trajstore.publish import discard, publish_file
-from trajstore.receipt import check_receipt, forget_receipt, read_receipt
-from trajstore.storage import LocalStorage
+from trajstore.format.layout import PRIVATE
+from trajstore.media.publish import discard, publish_file
+from trajstore.media.storage import LocalStorage
+from trajstore.operations.receipt import check_receipt, forget_receipt, read_receipt
 
 INDEX = "checkpoint_index.json"
 METADATA = "metadata.json"

@@ -29,8 +29,8 @@ from trajstore.checkpoint import tensors
 from trajstore.checkpoint.checkpoints import Checkpoints
 from trajstore.checkpoint.single import is_checkpoint, load_state, save_state
 from trajstore.errors import SchemaError
-from trajstore.publish import discard
-from trajstore.storage import LocalStorage
+from trajstore.media.publish import discard
+from trajstore.media.storage import LocalStorage
 
 
 class CheckpointCallback(Callback):  # type: ignore[misc]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from trajstore.checkpoint.folder import open_folder
 from trajstore.checkpoint.retention import metric_value
 from trajstore.errors import MissingDependencyError, NotFoundError, UnsupportedFormatError
-from trajstore.publish import ensure_folder, publish_file
-from trajstore.storage import LocalStorage
+from trajstore.media.publish import ensure_folder, publish_file
+from trajstore.media.storage import LocalStorage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from trajstore import typedjson
 from trajstore.checkpoint.chunks import Pool, read_chunk_into
 from trajstore.checkpoint.record import STRUCTURE, FlatArray, Record, compact, to_bytes
 from trajstore.checkpoint.tensors import Bytes
 from trajstore.checkpoint.tree import Unflattening, child, extents_of
 from trajstore.errors import CorruptionError, FormatError, NotFoundError
-from trajstore.layout import ROOT, metadata_key
-from trajstore.storage import Storage
+from trajstore.format import typedjson
+from trajstore.format.layout import ROOT, metadata_key
+from trajstore.media.storage import Storage
 
 Place = tuple[str, int, int, int]
 """Where an extent lies: array, byte offset in it, bytes, and where its storage's offsets count from."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from trajstore import typedjson
-from trajstore.checksum import crc32c
 from trajstore.errors import CorruptionError, FormatError, UnsupportedFormatError
-from trajstore.layout import Codec
+from trajstore.format import typedjson
+from trajstore.format.checksum import crc32c
+from trajstore.format.layout import Codec
 
 FORMAT = 1
 ATTRIBUTE = "trajstore_checkpoint"

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from trajstore import typedjson
 from trajstore.checkpoint.arena import Arena, Plan
 from trajstore.checkpoint.chunks import Pool, write_chunk
 from trajstore.checkpoint.record import CHUNK_BYTES, STRUCTURE, Chunk, FlatArray, Record, compact, to_bytes
 from trajstore.checkpoint.tree import Extent
 from trajstore.errors import StorageError
-from trajstore.layout import PRIVATE, ROOT, metadata_key, temporary
-from trajstore.storage import Storage
+from trajstore.format import typedjson
+from trajstore.format.layout import PRIVATE, ROOT, metadata_key, temporary
+from trajstore.media.storage import Storage
 
 Before = tuple[str, Record]
 """The folder and record of the checkpoint whose unchanged chunks are linked."""

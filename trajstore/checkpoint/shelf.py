@@ -11,9 +11,9 @@ from typing import Any
 from trajstore.checkpoint.record import Record, from_bytes
 from trajstore.checkpoint.retention import Candidate, ranked
 from trajstore.errors import NotFoundError, TrajstoreError
-from trajstore.layout import PRIVATE, ROOT
-from trajstore.publish import discard, ensure_folder, publish_file
-from trajstore.storage import Storage
+from trajstore.format.layout import PRIVATE, ROOT
+from trajstore.media.publish import discard, ensure_folder, publish_file
+from trajstore.media.storage import Storage
 
 LOCK = f"{PRIVATE}/lock"
 HISTORY = "metrics.jsonl"

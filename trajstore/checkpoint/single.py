@@ -15,9 +15,9 @@ from trajstore.checkpoint.record import Record, from_bytes
 from trajstore.checkpoint.saving import structure_bytes, write_checkpoint
 from trajstore.checkpoint.tree import Flattening
 from trajstore.errors import NotFoundError
-from trajstore.layout import ROOT
-from trajstore.publish import discard, ensure_folder
-from trajstore.storage import LocalStorage
+from trajstore.format.layout import ROOT
+from trajstore.media.publish import discard, ensure_folder
+from trajstore.media.storage import LocalStorage
 from trajstore.versions import library_versions
 
 _THREADS = 2

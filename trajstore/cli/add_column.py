@@ -50,8 +50,8 @@ def add_column(
       trajstore add-column run.zarr return --sum reward
       trajstore add-column run.zarr returns_to_go --returns-to-go reward --discount 0.99
     """
-    from trajstore.derive import Advantages, ReturnsToGo, add_field
-    from trajstore.derive import add_column as add
+    from trajstore.operations.derive import Advantages, ReturnsToGo, add_field
+    from trajstore.operations.derive import add_column as add
 
     if sum(given is not None for given in (expression, summed, returns, advantages)) != 1:
         raise usage("say what it holds by one of --value, --sum, --returns-to-go and --advantages")

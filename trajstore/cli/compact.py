@@ -39,9 +39,9 @@ def compact(
       trajstore compact run.zarr cold.zarr
       trajstore compact run.zarr quick.zarr --codec fast --chunk-bytes 16384
     """
-    from trajstore.assembly import located, refuse_existing
-    from trajstore.compact import CHUNK_BYTES, SHARD_BYTES, plan_compact
-    from trajstore.tasks import connected
+    from trajstore.operations.assembly import located, refuse_existing
+    from trajstore.operations.compact import CHUNK_BYTES, SHARD_BYTES, plan_compact
+    from trajstore.operations.tasks import connected
 
     refuse_existing(*located(destination))
     planned = plan_compact(

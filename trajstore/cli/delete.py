@@ -27,7 +27,7 @@ def delete(
       trajstore delete run.zarr --ids 3,7,10-20
     """
     from trajstore.dataset import open as open_dataset
-    from trajstore.delete import delete as delete_trajectories
+    from trajstore.operations.delete import delete as delete_trajectories
 
     path = one_of("STORE", store, "--ckpt_dir", ckpt_dir)
     wanted = _ids(ids)
@@ -60,7 +60,7 @@ def undelete(
     Example:
       trajstore undelete run.zarr --all
     """
-    from trajstore.delete import undelete as undelete_trajectories
+    from trajstore.operations.delete import undelete as undelete_trajectories
 
     path = one_of("STORE", store, "--ckpt_dir", ckpt_dir)
     wanted = _ids(ids)

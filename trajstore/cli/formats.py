@@ -12,8 +12,8 @@ from typing import Any
 
 from trajstore.cli.options import one_of, usage
 from trajstore.errors import NotFoundError
-from trajstore.hdf5storage import is_hdf5
-from trajstore.layout import ROOT
+from trajstore.format.layout import ROOT
+from trajstore.media.hdf5storage import is_hdf5
 
 
 @dataclass(frozen=True)

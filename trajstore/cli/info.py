@@ -25,7 +25,7 @@ def info(store: str | None, ckpt_dir: str | None, as_json: bool) -> None:
       trajstore info run.zarr
       trajstore info --ckpt_dir run.zarr --json
     """
-    from trajstore.info import info as describe
+    from trajstore.operations.info import info as describe
 
     found = describe(store_of(store, ckpt_dir))
     if as_json:

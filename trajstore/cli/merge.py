@@ -62,10 +62,10 @@ def merge(
       trajstore merge runs/rank_* all.zarr
       trajstore merge runs all.zarr --where success --dedupe seed --keep max:return --dry-run
     """
-    from trajstore.assembly import located, refuse_existing
-    from trajstore.merge import plan_merge
-    from trajstore.move import move as move_stores
-    from trajstore.tasks import connected
+    from trajstore.operations.assembly import located, refuse_existing
+    from trajstore.operations.merge import plan_merge
+    from trajstore.operations.move import move as move_stores
+    from trajstore.operations.tasks import connected
 
     if codec is not None and not rewrite:
         raise usage("--codec is for --rewrite")

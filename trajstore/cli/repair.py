@@ -32,8 +32,8 @@ def repair(
       trajstore repair run.zarr saved.zarr
       trajstore repair run.zarr saved.zarr --commit 41
     """
-    from trajstore.assembly import located, refuse_existing
-    from trajstore.repair import kept, plan_repair
+    from trajstore.operations.assembly import located, refuse_existing
+    from trajstore.operations.repair import kept, plan_repair
 
     path = store_of(store, None)
     if destination is None and not dry_run:

@@ -39,9 +39,9 @@ def sample(store: str | None, ckpt_dir: str | None, as_json: bool, **given: Any)
     from trajstore.cli.formats import store_of
     from trajstore.dataset import open as open_dataset
     from trajstore.errors import NotFoundError, SchemaError
-    from trajstore.sampler import Batches, Order, quality
-    from trajstore.samples import CutSamples
-    from trajstore.windows import Window
+    from trajstore.sampling.sampler import Batches, Order, quality
+    from trajstore.sampling.samples import CutSamples
+    from trajstore.sampling.windows import Window
 
     place = store_of(store, ckpt_dir)
     dataset = open_dataset(place, cache_bytes=given["cache_mb"] << 20)

@@ -55,9 +55,9 @@ def split(
       trajstore split all.zarr parts --fractions train=0.9,test=0.1 --seed 0
       trajstore split all.zarr parts --first 1000
     """
-    from trajstore.assembly import located, refuse_existing
-    from trajstore.split import plan_split, write_parts
-    from trajstore.tasks import connected
+    from trajstore.operations.assembly import located, refuse_existing
+    from trajstore.operations.split import plan_split, write_parts
+    from trajstore.operations.tasks import connected
 
     if codec is not None and not rewrite:
         raise usage("--codec is for --rewrite")

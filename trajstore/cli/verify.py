@@ -39,7 +39,7 @@ def verify(
       trajstore verify run.zarr
       trajstore verify run.zarr --deep --json
     """
-    from trajstore.verify import verify as check
+    from trajstore.operations.verify import verify as check
 
     path = store_of(store, ckpt_dir)
     with progress_bar("verify", hidden=no_progress or as_json) as progress:

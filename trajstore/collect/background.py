@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from trajstore import device
 from trajstore.collect.boundaries import Boundaries, Episodes
 from trajstore.collect.ring import Ring
 from trajstore.collect.splitter import Splitter
+from trajstore.engine import device
 from trajstore.errors import QueueFullError, StateError, StorageError, TrajstoreError
 from trajstore.writer import Writer
 

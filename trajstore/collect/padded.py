@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from trajstore.collect.ring import leaves
+from trajstore.engine.intake import as_array
 from trajstore.errors import SchemaError
-from trajstore.intake import as_array
 from trajstore.writer import Writer
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]

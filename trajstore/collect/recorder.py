@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from trajstore import device
 from trajstore.collect.background import Background
 from trajstore.collect.ring import Ring, leaves
 from trajstore.collect.splitter import ACTIVE, COLUMN, FINAL, FRESH
+from trajstore.engine import device
+from trajstore.engine.intake import as_array
 from trajstore.errors import SchemaError, TrajstoreError
-from trajstore.intake import as_array
-from trajstore.schema import ID, MAIN_CLOCK, Clock, check_path, unknown
+from trajstore.format.schema import ID, MAIN_CLOCK, Clock, check_path, unknown
 from trajstore.writer import Writer
 
 Array = np.ndarray[Any, Any]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from trajstore import device
+from trajstore.engine import device
+from trajstore.engine.intake import array_dtype, as_array
 from trajstore.errors import SchemaError
-from trajstore.intake import array_dtype, as_array
-from trajstore.schema import Field
+from trajstore.format.schema import Field
 
 Array = np.ndarray[Any, Any]
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.checksum import crc32c
 from trajstore.errors import AlreadyExistsError, StorageError
-from trajstore.layout import SCRATCH, Codec
-from trajstore.shard import decode_frame, encode_frame
-from trajstore.storage import Storage
+from trajstore.format.checksum import crc32c
+from trajstore.format.layout import SCRATCH, Codec
+from trajstore.media.shard import decode_frame, encode_frame
+from trajstore.media.storage import Storage
 
 Array = np.ndarray[Any, Any]
 Ints = np.ndarray[Any, np.dtype[np.int64]]

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trajstore.commit import exists, read_manifest
+from trajstore.engine.commit import exists, read_manifest
+from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import (
     AlreadyExistsError,
     ConfigMismatchError,
@@ -26,10 +27,9 @@ from trajstore.errors import (
     SchemaError,
     StateError,
 )
-from trajstore.intervals import IntervalSet
-from trajstore.layout import LOCK, PRIVATE, temporary
-from trajstore.snapshot import Snapshot
-from trajstore.storage import Storage
+from trajstore.format.intervals import IntervalSet
+from trajstore.format.layout import LOCK, PRIVATE, temporary
+from trajstore.media.storage import Storage
 from trajstore.writer import Writer
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]

@@ -34,10 +34,10 @@ from trajstore.errors import (
     StateError,
     UnsupportedFormatError,
 )
+from trajstore.media.publish import ensure_folder, publish_file
+from trajstore.media.storage import LocalStorage
 from trajstore.monitor import PerformanceMonitor
-from trajstore.publish import ensure_folder, publish_file
-from trajstore.receipt import check_receipt, write_receipt
-from trajstore.storage import LocalStorage
+from trajstore.operations.receipt import check_receipt, write_receipt
 
 __all__ = [
     "AsyncCheckpointSaver",

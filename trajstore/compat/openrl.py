@@ -24,10 +24,10 @@ from typing import Any
 from trajstore.checkpoint.retention import Candidate, Retention, select
 from trajstore.checkpoint.shelf import Shelf
 from trajstore.errors import NotFoundError, SchemaError
-from trajstore.layout import PRIVATE, temporary
-from trajstore.publish import adopt, discard, ensure_folder, publish_file, publish_folder, recover
-from trajstore.receipt import check_receipt, forget_receipt, read_receipt, write_receipt
-from trajstore.storage import LocalStorage, Lock
+from trajstore.format.layout import PRIVATE, temporary
+from trajstore.media.publish import adopt, discard, ensure_folder, publish_file, publish_folder, recover
+from trajstore.media.storage import LocalStorage, Lock
+from trajstore.operations.receipt import check_receipt, forget_receipt, read_receipt, write_receipt
 
 try:
     from openrl.utils.callbacks.callbacks import BaseCallback as _Base

@@ -26,10 +26,10 @@ from trajstore.checkpoint.plot import render, training_figure
 from trajstore.checkpoint.retention import Best, Candidate, Retention, select
 from trajstore.checkpoint.shelf import Shelf
 from trajstore.errors import MissingDependencyError, NotFoundError, StateError
-from trajstore.layout import PRIVATE, temporary
-from trajstore.publish import adopt, discard, ensure_folder, publish_file, publish_folder, recover
-from trajstore.receipt import check_receipt, forget_receipt, write_receipt
-from trajstore.storage import LocalStorage, Lock
+from trajstore.format.layout import PRIVATE, temporary
+from trajstore.media.publish import adopt, discard, ensure_folder, publish_file, publish_folder, recover
+from trajstore.media.storage import LocalStorage, Lock
+from trajstore.operations.receipt import check_receipt, forget_receipt, write_receipt
 from trajstore.versions import library_versions, version_hint
 
 __all__ = ["CheckpointManager", "load_metrics_history", "plot_training_metrics"]

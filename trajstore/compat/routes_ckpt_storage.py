@@ -33,18 +33,18 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.config import describe_config
 from trajstore.dataset import Dataset
 from trajstore.dataset import open as open_dataset
 from trajstore.errors import AlreadyExistsError, NotFoundError, TrajstoreError
 from trajstore.exporters.routes import export_routes
+from trajstore.format.layout import ROOT
+from trajstore.format.progress import Progress
 from trajstore.importers.routes import RoutesReport, import_routes
-from trajstore.layout import ROOT
+from trajstore.media.config import describe_config
+from trajstore.media.publish import publish_file
+from trajstore.media.storage import LocalStorage
 from trajstore.npz import NpzReader
-from trajstore.progress import Progress
-from trajstore.publish import publish_file
 from trajstore.routes import EPISODES, KEYS, META_KEYS, MODES, RouteRecorder, RoutesView, find_routes, routes_state
-from trajstore.storage import LocalStorage
 from trajstore.writer import create
 
 __all__ = ["CheckpointManifest", "RoutesShardWriter", "build_routes_npz_from_ckpt"]

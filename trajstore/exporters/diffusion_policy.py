@@ -10,7 +10,7 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
-from trajstore.output import Exported, made_aside
+from trajstore.operations.output import Exported, made_aside
 
 _BLOCK_BYTES = 16 << 20
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from trajstore.dataset import Dataset, StepRows
 from trajstore.errors import SchemaError
-from trajstore.hdf5storage import h5py_module
+from trajstore.media.hdf5storage import h5py_module
 from trajstore.npz import NpzWriter
-from trajstore.output import Exported, made_aside
-from trajstore.roles import Episode, Roles, episode, episodes, find_roles, not_carried
+from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.roles import Episode, Roles, episode, episodes, find_roles, not_carried
 
 Array = np.ndarray[Any, Any]
 

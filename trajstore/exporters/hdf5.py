@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from trajstore.__about__ import __version__
-from trajstore.checksum import crc32
 from trajstore.dataset import Dataset
-from trajstore.encoding import clock_layout, column_layout, field_layout
+from trajstore.engine.gather import ArrayReader
+from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import CorruptionError, NotFoundError, SchemaError
-from trajstore.gather import ArrayReader
-from trajstore.hdf5storage import BLOSC_FILTER, CHECKSUM, MANIFEST, Hdf5Storage, h5py_module
-from trajstore.intervals import IntervalSet
-from trajstore.layout import ArrayLayout
-from trajstore.manifest import SET_NAMES, Commit, Manifest
-from trajstore.output import made_aside
-from trajstore.schema import ID, Field, Rule, Schema
-from trajstore.shard import encode_frame
-from trajstore.snapshot import Snapshot
+from trajstore.format.checksum import crc32
+from trajstore.format.encoding import clock_layout, column_layout, field_layout
+from trajstore.format.intervals import IntervalSet
+from trajstore.format.layout import ArrayLayout
+from trajstore.format.manifest import SET_NAMES, Commit, Manifest
+from trajstore.format.schema import ID, Field, Rule, Schema
+from trajstore.media.hdf5storage import BLOSC_FILTER, CHECKSUM, MANIFEST, Hdf5Storage, h5py_module
+from trajstore.media.shard import encode_frame
+from trajstore.operations.output import made_aside
 
 _COMPRESSORS = {"blosclz": 0, "lz4": 1, "lz4hc": 2, "zlib": 4, "zstd": 5}
 

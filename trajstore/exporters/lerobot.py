@@ -15,8 +15,8 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
-from trajstore.output import Exported, made_aside
-from trajstore.roles import Episode, Roles, episodes, find_roles, not_carried
+from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
 
 _FILE = "chunk-000/file-{:03d}.parquet"
 _FILE_BYTES = 100 << 20  # as LeRobot's own default
@@ -46,7 +46,7 @@ def export_lerobot(
     ----------
     fps : frames a second; LeRobot's timestamps come from it.
     task : of every episode, where the store has no string field ``task``.
-    fields, roles : see ``trajstore.roles.find_roles``.
+    fields, roles : see ``trajstore.operations.roles.find_roles``.
 
     Notes
     -----

@@ -15,10 +15,10 @@ import numpy as np
 from trajstore.__about__ import __version__
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
-from trajstore.hdf5storage import h5py_module
-from trajstore.output import Exported, made_aside
-from trajstore.roles import Episode, Roles, episodes, find_roles, not_carried
-from trajstore.schema import Field
+from trajstore.format.schema import Field
+from trajstore.media.hdf5storage import h5py_module
+from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
 
 _CARRIED = ("seed",)
 
@@ -46,7 +46,7 @@ def export_minari(
     observation_space, action_space : as Minari serialises spaces; by default those that the store's configuration
         holds under these names, or boxes (integers of one dimension: discrete) that hold all values' dtypes.
     env_spec : the environment's specification as Gymnasium serialises it; by default from the configuration.
-    fields : only these. roles : see ``trajstore.roles.find_roles``.
+    fields : only these. roles : see ``trajstore.operations.roles.find_roles``.
 
     Notes
     -----

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.assembly import Scaffold, located
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
-from trajstore.layout import PRIVATE
+from trajstore.format.layout import PRIVATE
+from trajstore.media.storage import Storage
+from trajstore.operations.assembly import Scaffold, located
 from trajstore.rlinf import joined, save_batch, write_index
 from trajstore.rlinf.batch import ENTRY, MIDDLE, NUMBER, OTHER, RANK, WEIGHTS, groups
 from trajstore.rlinf.folder import SUFFIXES, file_name
-from trajstore.storage import Storage
 
 __all__ = ["export_rlinf"]
 

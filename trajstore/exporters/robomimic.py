@@ -14,10 +14,10 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
-from trajstore.hdf5storage import h5py_module
-from trajstore.output import Exported, made_aside
-from trajstore.roles import Episode, Roles, episodes, find_roles, not_carried
-from trajstore.schema import MAIN_CLOCK
+from trajstore.format.schema import MAIN_CLOCK
+from trajstore.media.hdf5storage import h5py_module
+from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
 
 _ATTRIBUTES = ("seed", "success")
 
@@ -38,7 +38,7 @@ def export_robomimic(
     ----------
     masks : name of a split to numbers of trajectories in this dataset.
     env_args : of the environment; by default what the store's configuration holds under ``env_args``.
-    fields : only these. roles : see ``trajstore.roles.find_roles``.
+    fields : only these. roles : see ``trajstore.operations.roles.find_roles``.
 
     Notes
     -----

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
-from trajstore.output import Exported, made_aside
+from trajstore.operations.output import Exported, made_aside
 
 
 def export_table(

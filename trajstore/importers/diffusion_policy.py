@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import FormatError, MissingDependencyError
-from trajstore.output import Exported
+from trajstore.operations.output import Exported
 from trajstore.writer import create
 
 

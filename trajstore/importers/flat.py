@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import FormatError
-from trajstore.hdf5storage import h5py_module
+from trajstore.format.schema import Clock, Field
+from trajstore.media.hdf5storage import h5py_module
 from trajstore.npz import NpzReader
-from trajstore.output import Exported
-from trajstore.schema import Clock, Field
+from trajstore.operations.output import Exported
 from trajstore.writer import create
 
 Array = np.ndarray[Any, Any]

@@ -11,17 +11,17 @@ from dataclasses import replace
 import numpy as np
 
 from trajstore.__about__ import __version__
-from trajstore.assembly import Scaffold
+from trajstore.engine.gather import ArrayReader
+from trajstore.engine.seals import SealWriter
+from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import AlreadyExistsError
-from trajstore.gather import ArrayReader
-from trajstore.hdf5storage import Hdf5Storage
-from trajstore.layout import SEALS
-from trajstore.manifest import Shard
-from trajstore.output import Exported
-from trajstore.seals import SealWriter
-from trajstore.shard import GrowingShard
-from trajstore.snapshot import Snapshot
-from trajstore.storage import Storage
+from trajstore.format.layout import SEALS
+from trajstore.format.manifest import Shard
+from trajstore.media.hdf5storage import Hdf5Storage
+from trajstore.media.shard import GrowingShard
+from trajstore.media.storage import Storage
+from trajstore.operations.assembly import Scaffold
+from trajstore.operations.output import Exported
 
 
 def import_hdf5(

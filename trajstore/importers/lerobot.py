@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import FormatError, MissingDependencyError, NotFoundError
-from trajstore.output import Exported
+from trajstore.operations.output import Exported
 from trajstore.writer import create
 
 _LEFT = ("timestamp", "frame_index", "episode_index", "index", "task_index")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trajstore.assembly import Scaffold
 from trajstore.errors import FormatError, NotFoundError, SchemaError
+from trajstore.format.schema import Clock, Column, Field
+from trajstore.media.storage import LocalStorage
+from trajstore.operations.assembly import Scaffold
 from trajstore.rlinf import Folder, batch_of, fields_of, find_ranks, load_batch, read_folder
 from trajstore.rlinf.batch import BATCH, CLOCKS, ENTRY, ENV, MIDDLE, NUMBER, OTHER, RANK, WEIGHTS
-from trajstore.schema import Clock, Column, Field
-from trajstore.storage import LocalStorage
 from trajstore.writer import create
 
 __all__ = ["RlinfReport", "import_rlinf"]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import AlreadyExistsError, FormatError, LockedError, NotFoundError, SchemaError, TrajstoreError
-from trajstore.layout import LOCK
+from trajstore.format.layout import LOCK
+from trajstore.media.storage import LocalStorage
 from trajstore.npz import NpzReader
 from trajstore.routes import META, META_KEYS, RouteRecorder, RoutesSource, check_keys, find_routes, known_dtype, path_of
-from trajstore.storage import LocalStorage
 from trajstore.writer import Writer, create
 
 __all__ = ["RoutesReport", "import_routes"]

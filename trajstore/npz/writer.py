@@ -15,10 +15,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from trajstore.errors import AlreadyExistsError, SchemaError, StateError, StorageError
+from trajstore.media.storage import LocalStorage
 from trajstore.npz import archive
 from trajstore.npz.deflate import Deflater
 from trajstore.npz.pickling import object_array
-from trajstore.storage import LocalStorage
 
 __all__ = ["NpzWriter"]
 

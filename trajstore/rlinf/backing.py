@@ -16,19 +16,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from trajstore.cutting import Cut
 from trajstore.dataset import Dataset
+from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import FormatError, NotFoundError, SchemaError
-from trajstore.layout import column_array
-from trajstore.replayindex import LiveIndex, LiveRows
+from trajstore.format.layout import column_array
+from trajstore.format.schema import Column, Field
+from trajstore.media.storage import LocalStorage
 from trajstore.rlinf.batch import BATCH, CLOCKS, ENV, NUMBER, VALUES, WEIGHTS, Batch, batch_of, fields_of
 from trajstore.rlinf.files import load_batch, save_batch
 from trajstore.rlinf.flat import Tensors, assembled, copied, flatten, nested, put, take
 from trajstore.rlinf.folder import batch_files, file_name, read_folder, write_index
-from trajstore.schema import Column, Field
-from trajstore.snapshot import Snapshot
-from trajstore.storage import LocalStorage
-from trajstore.windows import Ints, ticks
+from trajstore.sampling.cutting import Cut
+from trajstore.sampling.replayindex import LiveIndex, LiveRows
+from trajstore.sampling.windows import Ints, ticks
 from trajstore.writer import Writer, create
 
 Entry = dict[str, Any]

@@ -10,8 +10,8 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
-from trajstore.heritage import SOURCE
-from trajstore.schema import MAIN_CLOCK, Clock, Field
+from trajstore.format.schema import MAIN_CLOCK, Clock, Field
+from trajstore.operations.heritage import SOURCE
 
 Array = np.ndarray[Any, Any]
 Ints = np.ndarray[Any, np.dtype[np.int64]]

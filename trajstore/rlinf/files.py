@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trajstore.errors import FormatError, MissingDependencyError
-from trajstore.storage import Storage
+from trajstore.media.storage import Storage
 
 _HINT = "nothing was executed; it was not written by the buffer, or is damaged"
 

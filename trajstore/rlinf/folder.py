@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trajstore.engine.index import natural
 from trajstore.errors import FormatError, NotFoundError
-from trajstore.index import natural
-from trajstore.publish import publish_file
-from trajstore.storage import Storage
+from trajstore.media.publish import publish_file
+from trajstore.media.storage import Storage
 
 METADATA = "metadata.json"
 #: The second is the misspelt name that older versions wrote; both are written, so that all of them find one.

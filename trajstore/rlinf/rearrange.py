@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trajstore.assembly import Destination, Scaffold, located
 from trajstore.errors import AlreadyExistsError, FormatError, NotFoundError, SchemaError, StorageError
-from trajstore.layout import PRIVATE, is_temporary
+from trajstore.format.layout import PRIVATE, is_temporary
+from trajstore.media.storage import LocalStorage, Storage
+from trajstore.operations.assembly import Destination, Scaffold, located
 from trajstore.rlinf.folder import INDEXES, METADATA, Folder, file_name, find_ranks, read_folder, write_index
-from trajstore.storage import LocalStorage, Storage
 
 #: What a move has still to remove; in the destination until it is done.
 _JOURNAL = f"{PRIVATE}/moving.json"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import CorruptionError, SchemaError
+from trajstore.format.schema import NUMERIC, check_name
 from trajstore.routes.keys import EPISODES
-from trajstore.schema import NUMERIC, check_name
 
 Array = np.ndarray[Any, Any]
 Spec = tuple[str, tuple[int, ...]]

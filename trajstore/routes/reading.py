@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from trajstore import typedjson
 from trajstore.dataset import Dataset
 from trajstore.errors import NotFoundError
-from trajstore.progress import Progress
+from trajstore.format import typedjson
+from trajstore.format.progress import Progress
+from trajstore.format.schema import ID
 from trajstore.routes.episodes import unpack
 from trajstore.routes.keys import EPISODES, EPISODES_INDEX, META_KEYS, PREFIX, ordered, path_of
 from trajstore.routes.recording import routes_state
-from trajstore.schema import ID
 
 __all__ = ["RoutesView"]
 

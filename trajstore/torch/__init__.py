@@ -5,14 +5,14 @@ Importing this imports torch; nothing below it does.
 
 from __future__ import annotations
 
-from trajstore.cutting import Transitions
-from trajstore.replay import Priorities
-from trajstore.sampler import Batches, Order, quality
+from trajstore.sampling.cutting import Transitions
+from trajstore.sampling.replay import Priorities
+from trajstore.sampling.sampler import Batches, Order, quality
+from trajstore.sampling.windows import Window
 from trajstore.torch.datasets import StepDataset, Stream, TrajectoryDataset, TransitionDataset, WindowDataset
 from trajstore.torch.loader import Loader
 from trajstore.torch.replay import ReplayBuffer
 from trajstore.torch.tensors import collate, to_device, to_tensordict, to_tensors
-from trajstore.windows import Window
 
 __all__ = [
     "Batches",

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from trajstore.cutting import Transitions
 from trajstore.dataset import Dataset
-from trajstore.sampler import Batches
-from trajstore.samples import CutSamples, Samples, TrajectorySamples
+from trajstore.sampling.cutting import Transitions
+from trajstore.sampling.sampler import Batches
+from trajstore.sampling.samples import CutSamples, Samples, TrajectorySamples
+from trajstore.sampling.windows import Window
 from trajstore.torch.tensors import Fetched, each, to_tensordict, to_tensors
-from trajstore.windows import Window
 
 Transform = Callable[[Any], Any]
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trajstore.errors import SchemaError
-from trajstore.sampler import Batches, Order
+from trajstore.sampling.sampler import Batches, Order
 from trajstore.torch.datasets import SampleDataset
 from trajstore.torch.tensors import collate, pinned, to_device
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from trajstore import replay
-from trajstore.cutting import Shape
+from trajstore.sampling import replay
+from trajstore.sampling.cutting import Shape
 from trajstore.torch.tensors import pinned, to_device, to_tensordict, to_tensors
 
 
@@ -21,7 +21,7 @@ class ReplayBuffer(replay.ReplayBuffer):
 
     See Also
     --------
-    trajstore.replay.ReplayBuffer : all other parameters, and the same in NumPy.
+    trajstore.sampling.replay.ReplayBuffer : all other parameters, and the same in NumPy.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class ReplayBuffer(replay.ReplayBuffer):
         self._device, self._pin, self._tensordict = device, pin_memory, tensordict
 
     def sample(self, size: int) -> Any:
-        """A batch of ``size`` samples; see ``trajstore.replay.ReplayBuffer.sample``."""
+        """A batch of ``size`` samples; see ``trajstore.sampling.replay.ReplayBuffer.sample``."""
         coded = [path for path, rows in self._index.sources.items() if rows.dtype == "bfloat16"]
         batch = to_tensors(super().sample(size), [*coded, *(f"next/{path}" for path in coded)])
         batch = to_device(pinned(batch) if self._pin else batch, self._device)
         return to_tensordict(batch, size) if self._tensordict else batch
 
     def update_priorities(self, index: Any, priorities: Any) -> None:
-        """Tensors on any device, or arrays; see ``trajstore.replay.ReplayBuffer.update_priorities``."""
+        """Tensors on any device, or arrays; see ``trajstore.sampling.replay.ReplayBuffer.update_priorities``."""
         super().update_priorities(_on_host(index), _on_host(priorities))
 
 

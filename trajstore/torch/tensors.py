@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from trajstore.errors import MissingDependencyError
-from trajstore.samples import nested
+from trajstore.sampling.samples import nested
 
 Batch = dict[str, Any]
 

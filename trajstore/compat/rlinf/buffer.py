@@ -23,15 +23,15 @@ import torch
 
 from trajstore.dataset import open as open_dataset
 from trajstore.errors import FormatError, NotFoundError, SchemaError, StateError, TrajstoreError
-from trajstore.merge import merge
-from trajstore.publish import publish_file
+from trajstore.media.publish import publish_file
+from trajstore.media.storage import LocalStorage
+from trajstore.operations.merge import merge
 from trajstore.rlinf.arena import Arena
 from trajstore.rlinf.backing import Backing, Files, FileWriter, Stored, StoreWriter, entry_of, link_or_copy, unlisted
 from trajstore.rlinf.batch import WEIGHTS, batch_of
 from trajstore.rlinf.files import save_batch
 from trajstore.rlinf.flat import Ints, Tensors, assembled, copied, flatten, nested, restore
 from trajstore.rlinf.folder import METADATA, SUFFIXES, file_name, read_folder, write_index
-from trajstore.storage import LocalStorage
 
 __all__ = ["TrajectoryReplayBuffer"]
 

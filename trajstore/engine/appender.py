@@ -1,0 +1,245 @@
+"""Rows in, chunks out: the buffers between the caller's thread and the encoders of one array."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import numpy as np
+
+from trajstore.engine.arraywriter import ArrayWriter, Misfit
+
+_RUN_BYTES = 1 << 20
+
+
+class Budget:
+    """Bytes handed to the encoders and not encoded yet, held below a limit by making the caller wait.
+
+    stalled : seconds for which callers have waited.
+    encoded_bytes, encode_seconds : what the encoders have done, and the time it took them, all threads together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.peak = 0
+        self.stalled = 0.0
+        self.encoded_bytes = 0
+        self.encode_seconds = 0.0
+        self._changed = threading.Condition()
+
+    def acquire(self, amount: int, clock: Callable[[], float]) -> None:
+        """Wait for room; an amount above the limit passes when nothing else is in the queue."""
+        with self._changed:
+            if self.used and self.used + amount > self.limit:
+                begun = clock()
+                while self.used and self.used + amount > self.limit:
+                    self._changed.wait(1.0)
+                self.stalled += clock() - begun
+            self.used += amount
+            self.peak = max(self.peak, self.used)
+
+    def release(self, amount: int, seconds: float = 0.0) -> None:
+        """Give back what was acquired, after an encoder has had it for ``seconds``."""
+        with self._changed:
+            self.used -= amount
+            self.encoded_bytes += amount
+            self.encode_seconds += seconds
+            self._changed.notify_all()
+
+    def has_room(self, amount: int) -> bool:
+        return not self.used or self.used + amount <= self.limit
+
+
+class _Run:
+    """A stretch of rows in memory; its buffer may be used again when it is full and no job reads it."""
+
+    __slots__ = ("buffer", "first", "jobs", "full")
+
+    def __init__(self, buffer: np.ndarray[Any, Any], first: int) -> None:
+        self.buffer = buffer
+        self.first = first
+        self.jobs = 0
+        self.full = False
+
+
+class Appender:
+    """Takes rows in the caller's thread with one copy and has them encoded in the background.
+
+    Parameters
+    ----------
+    dtype : of the rows given, (n, *row_shape); the writer's layout says how they are stored.
+    first : the absolute row at which this session begins.
+    on_misfit : makes another ``ArrayWriter`` when rows cannot be packed; called once.
+
+    Notes
+    -----
+    ``write`` and ``freeze`` are called under the writer's lock, never at once.
+    """
+
+    def __init__(
+        self,
+        target: ArrayWriter,
+        dtype: np.dtype[Any],
+        first: int,
+        *,
+        encoders: Executor,
+        budget: Budget,
+        clock: Callable[[], float],
+        on_misfit: Callable[[], ArrayWriter] | None = None,
+    ) -> None:
+        self.target = target
+        self.replaced: ArrayWriter | None = None
+        self.dtype = dtype
+        self.row = first
+        self._first = first
+        self.row_bytes = dtype.itemsize * max(int(np.prod(target.layout.row_shape)), 0)
+        self._encoders = encoders
+        self._budget = budget
+        self._clock = clock
+        self._on_misfit = on_misfit
+        self._run_rows = self._rows_in_run()
+        self._run: _Run | None = None
+        self._at = 0  # row within the run
+        self._submitted = first  # rows below are with the encoders, a multiple of the chunk or the session's first row
+        self._frozen = first  # rows below are with the encoders, the last chunk perhaps not whole
+        self._jobs: deque[Future[None]] = deque()
+        self._free: list[np.ndarray[Any, Any]] = []
+        self._failed: list[tuple[_Run, int, int, int]] = []
+        self._guard = threading.Lock()
+
+    def _rows_in_run(self) -> int:
+        layout = self.target.layout
+        rows = layout.chunk_rows
+        while rows * 2 <= layout.shard_rows and rows * 2 * self.row_bytes <= _RUN_BYTES:
+            rows *= 2
+        return rows
+
+    # -- in the caller's thread ------------------------------------------------------------------------------------
+
+    def write(self, rows: Any) -> None:
+        """Append rows (n, *row_shape) of this dtype, or anything that assigns to such an array."""
+        count = len(rows)
+        run, at = self._run, self._at
+        if run is not None and at + count < self._run_rows:
+            run.buffer[at : at + count] = rows
+            self._at = at + count
+            self.row += count
+            return
+        done = 0
+        while done < count:
+            run = self._run or self._begin()
+            step = min(count - done, self._run_rows - self._at)
+            run.buffer[self._at : self._at + step] = rows[done : done + step]
+            self._at += step
+            self.row += step
+            done += step
+            if self._at == self._run_rows:
+                self._turn(run)
+
+    def _begin(self) -> _Run:
+        first = self.row - self.row % self._run_rows
+        with self._guard:
+            buffer = self._free.pop() if self._free else None
+        if buffer is None:
+            buffer = np.empty((self._run_rows, *self.target.layout.row_shape), self.dtype)
+        self._at = self.row - first
+        if self._at:
+            buffer[: self._at] = self.target.layout.fill
+        self._run = _Run(buffer, first)
+        return self._run
+
+    def _turn(self, run: _Run) -> None:
+        self._submit(run, run.first + self._run_rows)
+        self._run = None
+        self._at = 0
+
+    def _submit(self, run: _Run, stop: int) -> None:
+        chunk = self.target.layout.chunk_rows
+        start = max(self._submitted - self._submitted % chunk, run.first)
+        whole = stop - stop % chunk
+        if stop > start:
+            amount = (stop - start) * self.row_bytes
+            self._budget.acquire(amount, self._clock)
+            with self._guard:
+                run.jobs += 1
+                run.full = stop == run.first + self._run_rows  # not before the last job counts: its buffer is in use
+            while self._jobs and self._jobs[0].done() and self._jobs[0].exception() is None:
+                self._jobs.popleft()
+            self._jobs.append(self._encoders.submit(self._encode, run, start, stop, amount))
+        self._submitted = max(self._submitted, whole)
+
+    def freeze(self) -> list[Future[None]]:
+        """Hand over every row written so far; the jobs to wait for before they can be flushed."""
+        self._try_again()
+        if self._run is not None and self.row > self._frozen:
+            self._submit(self._run, self.row)
+            self._frozen = self.row
+        return list(self._jobs)
+
+    def _try_again(self) -> None:
+        """Hand over once more what could not be encoded, for want of memory say."""
+        with self._guard:
+            failed, self._failed = self._failed, []
+        if failed:
+            self._jobs = deque(job for job in self._jobs if not job.done() or job.exception() is None)
+        for run, start, stop, amount in failed:
+            self._budget.acquire(amount, self._clock)
+            self._jobs.append(self._encoders.submit(self._encode, run, start, stop, amount))
+
+    def leap(self, row: int) -> None:
+        """Go on at ``row``, the beginning of a later shard; what lies between is a gap."""
+        if self._run is not None:
+            self._submit(self._run, self.row)
+            self._run = None
+            self._at = 0
+        self.row = self._submitted = self._frozen = row
+
+    def preset(self, rows: np.ndarray[Any, Any]) -> None:
+        """Rows before the first one of an empty buffer, where the array begins in the middle of a run."""
+        run = self._run or self._begin()
+        run.buffer[: self._at] = rows[run.first : run.first + self._at]
+
+    @property
+    def taken_bytes(self) -> int:
+        """Raw bytes that the encoders were given."""
+        return (self._frozen - self._first) * self.row_bytes
+
+    def settled(self) -> tuple[ArrayWriter, ArrayWriter | None]:
+        """Where the rows go, and where they went before a misfit, if there was one."""
+        with self._guard:
+            return self.target, self.replaced
+
+    # -- in the encoders' threads ----------------------------------------------------------------------------------
+
+    def _encode(self, run: _Run, start: int, stop: int, amount: int) -> None:
+        begun = self._clock()
+        try:
+            rows = run.buffer[start - run.first : stop - run.first]
+            target = self.target
+            try:
+                target.encode(rows, start)
+            except Misfit:
+                self._replace_target(target)
+                self.target.encode(rows, start)
+        except BaseException:
+            with self._guard:
+                self._failed.append((run, start, stop, amount))  # the job counts on: its buffer is wanted again
+            raise
+        else:
+            with self._guard:
+                run.jobs -= 1
+                if run.full and not run.jobs:
+                    self._free.append(run.buffer)
+        finally:
+            self._budget.release(amount, self._clock() - begun)
+
+    def _replace_target(self, misfit: ArrayWriter) -> None:
+        with self._guard:
+            if self.target is misfit:
+                if self._on_misfit is None:
+                    raise Misfit(misfit.layout.path)
+                self.replaced, self.target = misfit, self._on_misfit()

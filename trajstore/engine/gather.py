@@ -1,0 +1,382 @@
+"""Rows of one array to memory: group by chunk, decode every chunk once, in threads, straight into the output."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from trajstore.engine import crew
+from trajstore.engine.cache import Block, ChunkCache
+from trajstore.engine.index import Ints, Pieces, pieces, runs, spans
+from trajstore.errors import CorruptionError, NotFoundError, SchemaError
+from trajstore.format.layout import ArrayLayout
+from trajstore.media.shard import check_frame, decode_frame, parse_index
+from trajstore.media.storage import Storage
+
+#: The file length of a shard as the manifest knows it, or ``None`` for a shard that holds no named rows.
+Lengths = Callable[[int], "int | None"]
+Array = np.ndarray[Any, Any]
+
+_READ_BYTES = 4 << 20  # frames that lie side by side are read together, up to this
+_READ_GAP = 4096  # bytes between two frames that are cheaper to read than to skip
+_FEW_CHUNKS = 4  # a longer stretch is read once and would only push other chunks out of the cache
+_FEW_PIECES = 3  # of one chunk that are copied one by one; more are copied by their row numbers
+_ALONE_BYTES = 512 << 10  # decoded bytes that one thread has done before another would have begun
+_PART_BYTES = 8 << 20  # decoded bytes that a thread takes at a time, at the most
+_INDEXES = 4096  # shard indexes kept for an array
+
+
+class Convert(Protocol):
+    """Stored rows to values."""
+
+    dtype: np.dtype[Any]
+
+    def __call__(self, stored: Array, out: Array) -> None: ...
+
+
+class _Work:
+    """What to bring from each chunk: ``chunks`` by number, ascending, and of each the pieces ``bounds[i]:bounds[i+1]``.
+
+    inner, target, count : of the first piece of each chunk, which mostly is the only one.
+    """
+
+    __slots__ = ("bounds", "chunks", "count", "inner", "numbers", "pieces", "target")
+
+    def __init__(self, found: Pieces) -> None:
+        first = np.flatnonzero(found.chunk[1:] != found.chunk[:-1]) + 1
+        first = np.concatenate((np.zeros(1, np.int64), first))
+        self.pieces = found
+        self.numbers = found.chunk[first]
+        self.chunks: list[int] = self.numbers.tolist()
+        self.bounds: list[int] = [*first.tolist(), len(found.chunk)]
+        self.inner: list[int] = found.inner[first].tolist()
+        self.target: list[int] = found.target[first].tolist()
+        self.count: list[int] = found.count[first].tolist()
+
+    def single(self, i: int) -> bool:
+        """Whether a chunk has one piece only."""
+        return self.bounds[i + 1] - self.bounds[i] == 1
+
+    def places(self, i: int) -> Iterator[tuple[Any, Any]]:
+        """Rows in the chunk, and rows of the output, that the chunk's pieces stand for; slices, or row numbers."""
+        low, high = self.bounds[i], self.bounds[i + 1]
+        if high - low == 1:
+            first, place, n = self.inner[i], self.target[i], self.count[i]
+            yield slice(first, first + n), slice(place, place + n)
+            return
+        _, inner, target, count = (part[low:high] for part in self.pieces)
+        if high - low <= _FEW_PIECES:
+            for a, b, n in zip(inner.tolist(), target.tolist(), count.tolist()):
+                yield slice(a, a + n), slice(b, b + n)
+        elif len(count) == int(count.sum()):
+            yield inner, target
+        else:
+            yield spans(inner, inner + count), spans(target, target + count)
+
+
+class ArrayReader:
+    """Reads rows of one array as one commit left it.
+
+    Parameters
+    ----------
+    rows : number of rows that the commit names; none beyond is read.
+    lengths : see ``Lengths``.
+    strict : whether a chunk that is not there is damage (a field's named rows are always written) or fill (the table).
+    convert : how stored rows become the rows given out, where they differ.
+
+    Notes
+    -----
+    Immutable but for its caches; any number of threads may read.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        layout: ArrayLayout,
+        rows: int,
+        lengths: Lengths,
+        cache: ChunkCache | None = None,
+        *,
+        strict: bool = False,
+        convert: Convert | None = None,
+    ) -> None:
+        self.storage = storage
+        self.layout = layout
+        self.rows = rows
+        self._lengths = lengths
+        self._cache = cache
+        self._strict = strict
+        self._convert = convert
+        self.dtype = layout.dtype if convert is None else convert.dtype
+        self._indexes: OrderedDict[int, Array | None] = OrderedDict()
+        self._name = storage.describe(layout.path)
+        self._kept: Block | None = None
+
+    # -- what to read ----------------------------------------------------------------------------------------------
+
+    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
+        """Rows ``[start, stop)``, (stop - start, *row_shape)."""
+        return self.read_runs(np.array([start], np.int64), np.array([max(start, stop)], np.int64), out)
+
+    def read_runs(self, starts: Ints, stops: Ints, out: Array | None = None) -> Array:
+        """Rows of the half-open runs ``[starts[i], stops[i])``, run after run."""
+        counts = stops - starts
+        out = self._output(int(counts.sum()), out)
+        if len(out):
+            kept = counts > 0
+            starts, stops, targets = starts[kept], stops[kept], (np.cumsum(counts) - counts)[kept]
+            apart = starts[1:] != stops[:-1]  # where one does not go on where the one before ends
+            first = np.concatenate((np.ones(1, np.bool_), apart))
+            starts, stops, targets = starts[first], stops[np.roll(first, -1)], targets[first]
+            self._check(int(starts.min()), int(stops.max()))
+            block = self._block(len(out), len(starts) == 1)
+            if block is None:
+                self._bring(starts, stops, targets, out)
+            else:
+                self._take(spans(starts, stops), out, None, block)
+        return out
+
+    def take(self, rows: Ints, out: Array | None = None, into: Ints | None = None) -> Array:
+        """Rows by number, int64 (n,), in any order and with repeats: (n, *row_shape).
+
+        into : where in ``out`` each row goes, if ``out`` has others too.
+        """
+        if into is None:
+            out = self._output(len(rows), out)
+        elif out is None:
+            raise SchemaError("`into` names rows of `out`, and there is none")
+        if len(rows):
+            self._check(int(rows.min()), int(rows.max()) + 1)
+            one = into is None and int(rows[-1]) - int(rows[0]) + 1 == len(rows) and bool((np.diff(rows) == 1).all())
+            block = self._block(len(rows), one)
+            if block is None:
+                self._bring(*runs(rows, into), out)
+            else:
+                self._take(rows, out, into, block)
+        return out
+
+    def _check(self, low: int, high: int) -> None:
+        if low < 0 or high > self.rows:
+            raise NotFoundError(f"{self._name} has {self.rows} rows, and not all of those asked for")
+
+    def _block(self, count: int, one: bool) -> Block | None:
+        """Where to look for rows that were read before; ``None`` for long stretches, which are read once."""
+        layout, cache = self.layout, self._cache
+        if cache is None or not layout.row_bytes or (one and count > _FEW_CHUNKS * layout.chunk_rows):
+            return None
+        if self._kept is None:
+            shape = (layout.chunk_rows, *layout.row_shape)
+            self._kept = cache.block(f"{self._name} {layout.dtype}", shape, self.dtype)
+        return self._kept if self._kept.chunk_bytes <= cache.limit else None
+
+    def _take(self, rows: Ints, out: Array, into: Ints | None, block: Block) -> None:
+        missing = block.gather(rows, self.rows, out, into)
+        if missing is None:
+            return
+        places = np.flatnonzero(missing)
+        work = runs(rows[places], places if into is None else into[places])
+        self._bring(*work, out, block)
+
+    def frames(self, chunks: Ints) -> Iterator[tuple[int, bytes]]:
+        """The frames of the given chunks (int64, ascending) as they are stored, each checked: number, bytes.
+
+        Raises ``CorruptionError`` for a chunk that is not there or does not match its checksum.
+        """
+        numbers = chunks.tolist()
+        for shard, begin, end in self._by_shard(numbers, 0, len(numbers)):
+            entries = self._entries(shard, chunks[begin:end])
+            wanted = [(offset, size, numbers[begin + i]) for i, (offset, size) in enumerate(entries)]
+            for offset, _, number in wanted:
+                if offset < 0:
+                    raise self._lost(number)
+            key = self.layout.shard_key(shard)
+            for frame, number in self._frames(key, wanted):
+                data = frame.tobytes()
+                try:
+                    check_frame(data, self.layout.chunk_bytes)
+                except CorruptionError as error:
+                    raise _placed(error, f"chunk {number} of {self.storage.describe(key)}") from error
+                yield number, data
+
+    def has_chunk(self, chunk: int) -> bool:
+        """Whether a shard holds this chunk."""
+        shard, inner = divmod(chunk, self.layout.chunks_per_shard)
+        index = self._index(shard)
+        return index is not None and bool(index[inner, 0] >= 0)
+
+    def _output(self, count: int, out: Array | None) -> Array:
+        shape = (max(count, 0), *self.layout.row_shape)
+        if out is None:
+            return np.empty(shape, self.dtype)
+        if out.shape != shape or out.dtype != self.dtype:
+            raise SchemaError(f"out is {out.dtype} {out.shape}, expected {self.dtype} {shape}")
+        return out
+
+    def _bring(self, starts: Ints, stops: Ints, targets: Ints, out: Array, block: Block | None = None) -> None:
+        """Runs of rows, none empty, to where they go."""
+        layout = self.layout
+        if not layout.row_bytes:
+            return
+        work = _Work(pieces(starts, stops, targets, layout.chunk_rows))
+        count = len(work.chunks)
+        stride = 1
+        if block is not None:
+            stride = block.stride(self.rows // layout.chunk_rows * block.chunk_bytes, count * block.chunk_bytes)
+        share = max(1, min(-(-count // (4 * crew.SIZE)), _PART_BYTES // layout.chunk_bytes))
+        share = max(share, (_ALONE_BYTES // 2) // layout.chunk_bytes)
+        keep = None if block is None else (block, stride)
+        if count <= share or crew.SIZE == 1:
+            self._fill(work, 0, count, out, keep)
+            return
+        crew.share(
+            lambda part: self._fill(work, part * share, min(part * share + share, count), out, keep), -(-count // share)
+        )
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def _fill(self, work: _Work, begin: int, end: int, out: Array, keep: tuple[Block, int] | None) -> None:
+        """Fill ``out`` from the chunks ``begin`` to ``end`` of the work; ``keep`` every n-th chunk of the array."""
+        layout, convert, rows = self.layout, self._convert, self.layout.chunk_rows
+        row_bytes = layout.row_bytes
+        flat = out.reshape(-1).view(np.uint8) if convert is None and out.flags.c_contiguous else None
+        scratch = np.empty((rows, *layout.row_shape), layout.dtype)
+        scratch_bytes = scratch.reshape(-1).view(np.uint8)
+        for shard, low, high in self._by_shard(work.chunks, begin, end):
+            key = layout.shard_key(shard)
+            wanted = []
+            for i, (offset, size) in enumerate(self._entries(shard, work.numbers[low:high]), low):
+                if offset >= 0:
+                    wanted.append((offset, size, i))
+                elif self._strict:
+                    raise self._lost(work.chunks[i])
+                else:
+                    for _, target in work.places(i):
+                        out[target] = layout.fill
+            for frame, i in self._frames(key, wanted):
+                chunk = work.chunks[i]
+                kept = keep is not None and chunk % keep[1] == 0
+                try:
+                    if flat is not None and not kept and work.count[i] == rows and work.single(i):
+                        place = work.target[i] * row_bytes
+                        decode_frame(frame, flat[place : place + rows * row_bytes])
+                        continue
+                    decode_frame(frame, scratch_bytes)
+                except CorruptionError as error:
+                    where = f"rows {chunk * rows} to {chunk * rows + rows} of {self.storage.describe(key)}"
+                    raise _placed(error, where) from error
+                _give(scratch, work, i, out, convert)
+                if keep is not None and kept:
+                    keep[0].put(chunk, self._values(scratch), self.rows)
+
+    def _values(self, stored: Array) -> Array:
+        if self._convert is None:
+            return stored
+        values = np.empty(stored.shape, self.dtype)
+        self._convert(stored, values)
+        return values
+
+    def _by_shard(self, chunks: list[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Each shard that the chunks ``begin`` to ``end`` lie in, with the first and last that do."""
+        per = self.layout.chunks_per_shard
+        while begin < end:
+            shard = chunks[begin] // per
+            stop = bisect_left(chunks, (shard + 1) * per, begin, end)
+            yield shard, begin, stop
+            begin = stop
+
+    def _entries(self, shard: int, numbers: Ints) -> list[list[int]]:
+        """Offset and size of each of the chunks in its shard; -1 where it holds none."""
+        index = self._index(shard)
+        if index is None:
+            return [[-1, 0]] * len(numbers)
+        found: list[list[int]] = index[numbers - shard * self.layout.chunks_per_shard].tolist()
+        return found
+
+    def _frames(self, key: str, wanted: list[tuple[int, int, int]]) -> Iterator[tuple[Array, int]]:
+        """Each wanted (offset, size, what for): frame, what for; neighbours in the file come from one read."""
+        wanted.sort()
+        at, count = 0, len(wanted)
+        while at < count:
+            start, size, what = wanted[at]
+            stop = start + size
+            end = at + 1
+            while end < count:
+                offset, size, _ = wanted[end]
+                if offset > stop + _READ_GAP or offset + size - start > _READ_BYTES:
+                    break
+                stop = max(stop, offset + size)
+                end += 1
+            data = np.frombuffer(self._read(key, start, stop), np.uint8)
+            if end - at == 1:
+                yield data, what
+            else:
+                for offset, size, what in wanted[at:end]:
+                    yield data[offset - start : offset - start + size], what
+            at = end
+
+    def _read(self, key: str, start: int, stop: int) -> bytes:
+        try:
+            data = self.storage.read(key, start, stop)
+        except NotFoundError as error:
+            raise CorruptionError(
+                f"{self.storage.describe(key)} is missing, and committed rows lie in it",
+                hint="restore it from a copy, or save what is whole with `trajstore repair`",
+            ) from error
+        if len(data) != stop - start:
+            raise CorruptionError(
+                f"{self.storage.describe(key)} has lost its end: it is shorter than when it was committed",
+                hint="restore it from a copy, or save what is whole with `trajstore repair`",
+            )
+        return data
+
+    def _index(self, shard: int) -> Array | None:
+        if shard in self._indexes:
+            return self._indexes[shard]
+        index = None
+        length = self._lengths(shard)
+        if length is not None:
+            key = self.layout.shard_key(shard)
+            data = self._read(key, length - self.layout.index_bytes, length)
+            try:
+                index = parse_index(data, self.layout, length)
+            except CorruptionError as error:
+                raise _placed(error, self.storage.describe(key)) from error
+        self._indexes[shard] = index
+        while len(self._indexes) > _INDEXES:
+            self._indexes.popitem(last=False)
+        return index
+
+    def _lost(self, chunk: int) -> CorruptionError:
+        rows = self.layout.chunk_rows
+        return CorruptionError(
+            f"rows {chunk * rows} to {chunk * rows + rows} of {self.storage.describe(self.layout.path)} are committed, "
+            "and no chunk holds them",
+            hint="restore the array from a copy, or save what is whole with `trajstore repair`",
+        )
+
+
+def _give(chunk: Array, work: _Work, i: int, out: Array, convert: Convert | None) -> None:
+    """Copy the rows of a chunk to where they go."""
+    if convert is None and work.single(i):
+        inner, target, count = work.inner[i], work.target[i], work.count[i]
+        out[target : target + count] = chunk[inner : inner + count]
+        return
+    for rows, target in work.places(i):
+        if convert is None:
+            out[target] = chunk[rows]
+        elif type(target) is slice:
+            convert(chunk[rows], out[target])
+        else:
+            values = np.empty((len(target), *out.shape[1:]), out.dtype)
+            convert(chunk[rows], values)
+            out[target] = values
+
+
+def _placed(error: CorruptionError, place: str) -> CorruptionError:
+    return CorruptionError(
+        f"{place}: {error.message}", hint="restore the file from a copy, or save what is whole with `trajstore repair`"
+    )

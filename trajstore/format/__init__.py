@@ -1,0 +1,1 @@
+"""The format as values: names, schema, manifest, encodings; no I/O."""

@@ -1,0 +1,1 @@
+"""Bytes by key, durable: the storage port, shards and files."""

@@ -1,0 +1,1 @@
+"""Which rows a learner gets next: orders, windows, priorities, replay."""
