@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import trajstore
-from trajstore.manifest import MAJOR, MINOR
+from trajstore.format.manifest import MAJOR, MINOR
 
 HERE = Path(__file__).parent
 COUNT = 24

@@ -13,7 +13,7 @@ from trajstore.cli.output import print_json, print_pairs, print_table, size
 _DAMAGE = 3
 
 
-@click.group("ckpt")
+@click.group("ckpt", context_settings={"help_option_names": ["-h", "--help"]})
 def checkpoint_group() -> None:
     """List, find, keep, compare and clean up training checkpoints.
 
@@ -302,7 +302,7 @@ def plot(folder: str, target: str, metrics: tuple[str, ...]) -> None:
     click.echo(plot_folder(folder, target, metrics))
 
 
-@click.group("runs")
+@click.group("runs", context_settings={"help_option_names": ["-h", "--help"]})
 def runs_group() -> None:
     """List and compare the runs that trajstore.run.run_dir made.
 
