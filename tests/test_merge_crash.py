@@ -18,6 +18,7 @@ from trajstore.errors import AlreadyExistsError, NotFoundError, StorageError
 from trajstore.format import encoding
 from trajstore.media.storage import Storage
 from trajstore.operations import assembly, tasks
+from trajstore.operations.compact import compact
 from trajstore.operations.delete import delete
 from trajstore.operations.derive import ReturnsToGo, add_column, add_field
 from trajstore.operations.merge import merge
@@ -98,6 +99,20 @@ def check_split(root: Storage) -> bool:
     return True
 
 
+def do_compact(root: Storage) -> None:
+    compact(root.child("rank_0"), (root, "new"))
+
+
+def check_compacted(root: Storage) -> bool:
+    assert seeds_of(trajstore.open(root.child("rank_0"))) == list(SEEDS["rank_0"])
+    try:
+        assert seeds_of(trajstore.open(root.child("new"))) == list(SEEDS["rank_0"])
+    except NotFoundError:
+        return False
+    assert verify(root.child("new"), deep=True).ok
+    return True
+
+
 def do_delete(root: Storage) -> None:
     delete(root.child("rank_0"), where="seed >= 5")
 
@@ -134,6 +149,7 @@ OPERATIONS: dict[str, Operation] = {
     "merge": (do_merge, check_merged),
     "rewrite": (do_rewrite, check_merged),
     "split": (do_split, check_split),
+    "compact": (do_compact, check_compacted),
     "delete": (do_delete, check_deleted),
     "derive": (do_derive, check_derived),
 }
