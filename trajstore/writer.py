@@ -892,7 +892,12 @@ class Writer:
                 new_bytes, new_trajectories = self._new_bytes, self._new_trajectories
                 self._wanted = False
             begun = time.monotonic()
-            self._ingest.commit(cut, sets, extra)
+            try:
+                self._ingest.commit(cut, sets, extra)
+            except StorageError:
+                # A writer that took over removes unfinished files: say that, not that one of them is missing.
+                self._session.check()
+                raise
             with self._lock:
                 self._commit_times.append(time.monotonic() - begun)
                 self._committed_version = version
