@@ -76,9 +76,8 @@ def test_a_stopped_process_finds_itself_fenced(tmp_path: Path) -> None:
                 time.sleep(0.002)
         except ConflictError:
             code = 42
-        except (
-            TrajstoreError
-        ):  # stopped in the middle of a write whose unfinished file is gone: the next commit says why
+        except TrajstoreError:
+            # Stopped inside a write whose unfinished file is gone: the next commit says why.
             try:
                 writer.commit()
             except (ConflictError, StateError):
