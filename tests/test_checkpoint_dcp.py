@@ -95,11 +95,12 @@ def test_damage_is_found_and_missing_files_are_stepped_over(tmp_path):
 
 
 RANK = """
-    import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+    import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
     from trajstore.checkpoint.dcp import Reader, Writer
     what, path = sys.argv[1], sys.argv[2]
-    dist.init_process_group("gloo")
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method="file://" + os.environ["MEETING"], rank=rank, world_size=world)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     rows = torch.arange(101 * 7, dtype=torch.float32).reshape(101, 7)
     columns = torch.arange(6 * 50).reshape(6, 50)
@@ -122,34 +123,29 @@ RANK = """
         assert torch.equal(state["plain"], torch.full((3,), 5.0)) and state["n"] == 7
     dist.barrier()
     dist.destroy_process_group()
-    if int(__import__("os").environ["RANK"]) == 0: print("fine")
 """
 
 
-def run_ranks(world, *arguments):
+def run_ranks(world, meeting, *arguments):
+    """Run the script in ``world`` processes that meet at a file (a port could be taken by another test)."""
     root = str(Path(__file__).parent.parent)
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     ranks = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", textwrap.dedent(RANK), *map(str, arguments)], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": root, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": root, "RANK": str(rank), "WORLD_SIZE": str(world),
+                 "MEETING": str(meeting), "OMP_NUM_THREADS": "1"},
         )
         for rank in range(world)
     ]  # fmt: skip
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    outputs = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(error for _, error in outputs)
 
 
 @pytest.mark.parametrize("how", ["save", "async_save"])
 def test_ranks_save_and_other_numbers_of_ranks_load(tmp_path, how):
-    run_ranks(2, how, tmp_path)
+    run_ranks(2, tmp_path / "2", how, tmp_path / "c")
     for world in (1, 3):
-        run_ranks(world, "load", tmp_path)
-    ckpts = Checkpoints(tmp_path, read_only=True)
+        run_ranks(world, tmp_path / str(world), "load", tmp_path / "c")
+    ckpts = Checkpoints(tmp_path / "c", read_only=True)
     assert ckpts.verify() == [] and {s[:4] for s in ckpts.latest().sections} == {"rank"}

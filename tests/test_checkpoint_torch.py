@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from trajstore.checkpoint import Checkpoints  # noqa: E402
+from trajstore.checkpoint.arena import Staging  # noqa: E402
 from trajstore.errors import NotFoundError, SchemaError, StateError  # noqa: E402
 
 
@@ -237,15 +239,17 @@ def test_lazy_staging_saves_what_was_there_at_the_call(tmp_path, optimizer_class
                     )
 
 
-def test_a_change_behind_the_optimizers_back_is_noticed(tmp_path):
+def test_a_change_behind_the_optimizers_back_is_noticed(tmp_path, monkeypatch):
+    gate, copy_later = threading.Event(), Staging.finish
+    monkeypatch.setattr(Staging, "finish", lambda self: (gate.wait(120), copy_later(self)))
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     ckpts = Checkpoints(tmp_path / "c")
-    optimizer.register_step_pre_hook(lambda *_: None)
-    ckpts._optimizers.append((optimizer, optimizer.register_step_pre_hook(lambda *_: None)))  # no background copy
+    ckpts.stage_lazily(optimizer)
     assert ckpts.save(1, {"model": model})
     with torch.no_grad():
-        model.weight.add_(1)
+        model.weight.add_(1)  # neither of the threads that copy has passed the gate
+    gate.set()
     with pytest.raises(StateError, match="changed in place"):
         ckpts.wait()
     ckpts.save(2, {"model": model})

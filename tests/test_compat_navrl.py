@@ -72,7 +72,7 @@ def test_the_old_loader_reads_what_is_saved_and_the_new_one_what_was_saved(tmp_p
     saver = AsyncCheckpointSaver(max_queue_size=3, verbose=False)
     checkpoint = a_checkpoint(1.5)
     saver.save_async(checkpoint, path, compress=compress, metadata={"iteration": 7, "frames": 123})
-    saver.shutdown()
+    saver.shutdown(timeout=300)
     assert "metadata" not in checkpoint  # theirs wrote into the caller's copy
     for loaded in (load_the_old_way(path), load_checkpoint(path)):
         assert loaded.pop("metadata") == {"iteration": 7, "frames": 123}
@@ -100,7 +100,7 @@ def test_a_plain_save_does_not_leave_an_older_compressed_one_for_the_old_loader(
     save_the_old_way(a_checkpoint(1.0), path, compress=True)
     saver = AsyncCheckpointSaver(verbose=False)
     saver.save_async(a_checkpoint(2.0), path, compress=False)
-    saver.shutdown()
+    saver.shutdown(timeout=300)
     assert load_the_old_way(path)["model_state_dict"]["weight"][0, 0] == 2.0
 
 
@@ -108,7 +108,7 @@ def test_shutdown_saves_everything_that_was_queued_and_a_full_queue_waits(tmp_pa
     saver = AsyncCheckpointSaver(max_queue_size=2, verbose=False)
     for i in range(12):
         saver.save_async(a_checkpoint(float(i), i), str(tmp_path / f"c{i}.pt"), compress=i % 2 == 0)
-    saver.shutdown(timeout=60)
+    saver.shutdown(timeout=300)
     stats = saver.get_stats()
     assert stats.keys() == {
         "save_count", "total_saved_bytes", "total_compressed_bytes", "compression_ratio", "queue_size",
@@ -123,7 +123,7 @@ def test_shutdown_saves_everything_that_was_queued_and_a_full_queue_waits(tmp_pa
 def test_tensors_may_change_after_the_call_also_nested_and_shared_ones(tmp_path, monkeypatch):
     gate = threading.Event()
     real = torch.save
-    monkeypatch.setattr(navrl.torch, "save", lambda *a: (gate.wait(30), real(*a)))
+    monkeypatch.setattr(navrl.torch, "save", lambda *a: (gate.wait(120), real(*a)))
     weight = torch.ones(5, 6)
     state = {
         "deep": [{"exp_avg": (weight,)}],
@@ -138,7 +138,7 @@ def test_tensors_may_change_after_the_call_also_nested_and_shared_ones(tmp_path,
     weight.zero_()
     state["list"].append(3)
     gate.set()
-    saver.shutdown()
+    saver.shutdown(timeout=300)
     loaded = load_checkpoint(str(tmp_path / "c.pt"))
     assert torch.equal(loaded["deep"][0]["exp_avg"][0], torch.ones(5, 6))
     assert torch.equal(loaded["view"], torch.ones(6, 2)) and loaded["list"] == [1, 2]
@@ -152,7 +152,7 @@ def test_memory_is_used_again_without_mixing_saves(tmp_path):
     saver = AsyncCheckpointSaver(max_queue_size=1, verbose=False)
     for i in range(20):
         saver.save_async({"w": torch.full((1000,), i)}, str(tmp_path / f"{i}.pt"), compress=False)
-    saver.shutdown()
+    saver.shutdown(timeout=300)
     assert all((load_checkpoint(str(tmp_path / f"{i}.pt"))["w"] == i).all() for i in range(20))
     assert len(saver._snapshots._free) <= 3
 
@@ -162,7 +162,7 @@ def test_a_failed_save_is_raised_at_the_next_call(tmp_path):
     saver = AsyncCheckpointSaver(verbose=False)
     saver.save_async(a_checkpoint(), str(tmp_path / "file" / "c.pt"))
     with pytest.raises(StateError, match="was not saved"):
-        saver.shutdown()
+        saver.shutdown(timeout=300)
 
 
 def test_compressing_without_lz4_is_an_error(tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_compressing_without_lz4_is_an_error(tmp_path, monkeypatch):
     saver = AsyncCheckpointSaver(verbose=False)
     with pytest.raises(MissingDependencyError, match="lz4"):
         saver.save_async(a_checkpoint(), str(tmp_path / "c.pt"))
-    saver.shutdown()
+    saver.shutdown(timeout=300)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,7 +179,7 @@ def test_the_level_is_honoured(tmp_path, level):
     zeros = {"w": torch.arange(40_000, dtype=torch.int64) % 977}
     saver = AsyncCheckpointSaver(verbose=False, compression_level=level)
     saver.save_async(zeros, str(tmp_path / "c.pt"))
-    saver.shutdown()
+    saver.shutdown(timeout=300)
     buffer = io.BytesIO()
     torch.save(zeros, buffer)
     expected = lz4_frame.compress(buffer.getvalue(), compression_level=level, content_checksum=True)
@@ -191,7 +191,7 @@ def test_the_level_is_honoured(tmp_path, level):
 def test_the_lines_and_the_statistics_block_are_printed(tmp_path, capsys):
     saver = AsyncCheckpointSaver()
     saver.save_async(a_checkpoint(), str(tmp_path / "c.pt"))
-    saver.shutdown()
+    saver.shutdown(timeout=300)
     load_checkpoint(str(tmp_path / "c.pt"))
     out = capsys.readouterr().out
     for line in ("Checkpoint queued for async save", "Checkpoint saved", "(compression:", "Total checkpoints: 1",
@@ -203,7 +203,7 @@ def test_the_lines_and_the_statistics_block_are_printed(tmp_path, capsys):
 def test_every_flipped_byte_is_found(tmp_path, compress):
     saver = AsyncCheckpointSaver(verbose=False)
     saver.save_async({"w": torch.arange(30.0)}, str(tmp_path / "c.pt"), compress=compress)
-    saver.shutdown()
+    saver.shutdown(timeout=300)
     file = tmp_path / ("c.pt.lz4" if compress else "c.pt")
     good, status = file.read_bytes(), file.stat()
     for position in range(len(good)):

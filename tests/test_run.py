@@ -98,7 +98,7 @@ def test_how_a_run_ends_is_known(tmp_path):
 
 def test_a_running_run_is_running_and_cannot_be_resumed(tmp_path):
     process = child(
-        "from trajstore.run import run_dir as d; r = d('r', 'x'); print(1, flush=True); import time; time.sleep(60)",
+        "from trajstore.run import run_dir as d; r = d('r', 'x'); print(1, flush=True); import signal; signal.pause()",
         tmp_path,
     )
     process.stdout.readline()
