@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.engine.arraywriter import ArrayWriter, Misfit
-
-_RUN_BYTES = 1 << 20
+from trajstore.engine.buffers import BLOCK_BYTES, Buffer, Buffers
 
 
 class Budget:
@@ -55,11 +54,12 @@ class Budget:
 
 
 class _Run:
-    """A stretch of rows in memory; its buffer may be used again when it is full and no job reads it."""
+    """A stretch of rows in memory, which may be used again when it is full and no job reads it."""
 
-    __slots__ = ("buffer", "first", "jobs", "full")
+    __slots__ = ("buffer", "memory", "first", "jobs", "full")
 
-    def __init__(self, buffer: np.ndarray[Any, Any], first: int) -> None:
+    def __init__(self, memory: Buffer, buffer: np.ndarray[Any, Any], first: int) -> None:
+        self.memory = memory
         self.buffer = buffer
         self.first = first
         self.jobs = 0
@@ -88,6 +88,7 @@ class Appender:
         *,
         encoders: Executor,
         budget: Budget,
+        buffers: Buffers,
         clock: Callable[[], float],
         on_misfit: Callable[[], ArrayWriter] | None = None,
     ) -> None:
@@ -99,6 +100,7 @@ class Appender:
         self.row_bytes = dtype.itemsize * max(int(np.prod(target.layout.row_shape)), 0)
         self._encoders = encoders
         self._budget = budget
+        self._buffers = buffers
         self._clock = clock
         self._on_misfit = on_misfit
         self._run_rows = self._rows_in_run()
@@ -107,14 +109,13 @@ class Appender:
         self._submitted = first  # rows below are with the encoders, a multiple of the chunk or the session's first row
         self._frozen = first  # rows below are with the encoders, the last chunk perhaps not whole
         self._jobs: deque[Future[None]] = deque()
-        self._free: list[np.ndarray[Any, Any]] = []
         self._failed: list[tuple[_Run, int, int, int]] = []
         self._guard = threading.Lock()
 
     def _rows_in_run(self) -> int:
         layout = self.target.layout
         rows = layout.chunk_rows
-        while rows * 2 <= layout.shard_rows and rows * 2 * self.row_bytes <= _RUN_BYTES:
+        while rows * 2 <= layout.shard_rows and rows * 2 * self.row_bytes <= BLOCK_BYTES:
             rows *= 2
         return rows
 
@@ -142,14 +143,13 @@ class Appender:
 
     def _begin(self) -> _Run:
         first = self.row - self.row % self._run_rows
-        with self._guard:
-            buffer = self._free.pop() if self._free else None
-        if buffer is None:
-            buffer = np.empty((self._run_rows, *self.target.layout.row_shape), self.dtype)
+        nbytes = self._run_rows * self.row_bytes
+        memory = self._buffers.take(nbytes)
+        buffer = memory[:nbytes].view(self.dtype).reshape(self._run_rows, *self.target.layout.row_shape)
         self._at = self.row - first
         if self._at:
             buffer[: self._at] = self.target.layout.fill
-        self._run = _Run(buffer, first)
+        self._run = _Run(memory, buffer, first)
         return self._run
 
     def _turn(self, run: _Run) -> None:
@@ -232,8 +232,9 @@ class Appender:
         else:
             with self._guard:
                 run.jobs -= 1
-                if run.full and not run.jobs:
-                    self._free.append(run.buffer)
+                done = run.full and not run.jobs
+            if done:
+                self._buffers.give(run.memory)
         finally:
             self._budget.release(amount, self._clock() - begun)
 

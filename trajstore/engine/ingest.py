@@ -15,6 +15,7 @@ import numpy as np
 from trajstore.__about__ import __version__
 from trajstore.engine.appender import Appender, Budget
 from trajstore.engine.arraywriter import ArrayWriter
+from trajstore.engine.buffers import Buffers
 from trajstore.engine.commit import Session
 from trajstore.engine.intake import ABSENT
 from trajstore.engine.repack import unpack
@@ -87,6 +88,7 @@ class Ingest:
         self._clock = clock
         self._encoders = _Pool(threads, thread_name_prefix="trajstore-encode")
         self._disk = _Pool(_DISK_THREADS, thread_name_prefix="trajstore-disk")
+        self._buffers = Buffers(self._disk)
         self._rows = IntervalBuilder(Snapshot(self.storage, head).set("rows") if head else ())
         self._clock_rows = {name: _rows_on(head, name) for name in self.schema.clocks} if head else {}
         self._table_rows = head.arrays[column_array(ID)][1] if head and column_array(ID) in head.arrays else 0
@@ -197,6 +199,7 @@ class Ingest:
             first,
             encoders=self._encoders,
             budget=self.budget,
+            buffers=self._buffers,
             clock=self._clock,
             on_misfit=(lambda: self._plain_writer(path)) if writer.pack is not None else None,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ class Checker:
         self.columns = [name for name in schema.columns if name != ID]
         order = {name: i for i, name in enumerate(self.clocks)}
         self._fields = [
-            (path, spec, _Never if spec.dtype in CODED else spec.in_memory, spec.shape, order[str(spec.clock)])
+            (path, spec, _NEVER if spec.dtype in CODED else spec.in_memory, spec.shape, order[str(spec.clock)])
             for path, spec in schema.fields.items()
         ]
         self._columns = [(name, schema.columns[name], *_plain(schema.columns[name])) for name in self.columns]
@@ -222,7 +223,7 @@ class Checker:
                 raise SchemaError(
                     f"field {path!r} is missing", hint="pass None for a field that this trajectory does not have"
                 ) from None
-            if type(value) is np.ndarray and value.dtype is dtype and (given := value.shape)[1:] == shape and given:
+            if type(value) is np.ndarray and value.dtype == dtype and (given := value.shape)[1:] == shape and given:
                 count = given[0]
             elif value is None:
                 arrays.append(None)
@@ -328,8 +329,10 @@ def _exactly(values: np.ndarray[Any, Any], spec: Field) -> np.ndarray[Any, Any] 
     return (bits >> 16).astype(np.uint16) if coded else cast
 
 
-class _Never:
-    """No array's dtype: values of a coded field are always converted."""
+#: No array's dtype: values of a coded field are always converted.
+_NEVER: np.dtype[Any] = np.dtype([("never", "V1")])
+
+_name_of = lru_cache(maxsize=None)(dtype_name)
 
 
 def _plain(column: Column) -> tuple[type, float, float]:
@@ -373,7 +376,7 @@ def as_array(path: str, value: Any) -> np.ndarray[Any, Any]:
         rows = np.asarray(value)
     except ValueError as error:
         raise SchemaError(f"field {path!r} is ragged: its rows differ in shape", hint="pad it, or split it") from error
-    if rows.dtype.name == "bfloat16":
+    if rows.dtype.isbuiltin == 2 and rows.dtype.name == "bfloat16":
         rows = rows.view(np.uint16)
     if rows.ndim == 0:
         raise SchemaError(
@@ -388,10 +391,10 @@ def as_array(path: str, value: Any) -> np.ndarray[Any, Any]:
 def array_dtype(path: str, value: Any, rows: np.ndarray[Any, Any]) -> str:
     """The name of the dtype that ``value`` has as a field. Raises ``SchemaError`` for one that cannot be stored."""
     given = getattr(value, "dtype", None)
-    if str(given) in ("torch.bfloat16", "bfloat16"):
+    if given is not rows.dtype and str(given) in ("torch.bfloat16", "bfloat16"):
         return "bfloat16"
     try:
-        return dtype_name(rows.dtype)
+        return _name_of(rows.dtype)
     except SchemaError as error:
         raise SchemaError(f"field {path!r}: {error.message}", hint=error.hint) from None
 
