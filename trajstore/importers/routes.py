@@ -181,9 +181,9 @@ class _Import:
         self._meta: dict[str, Any] = {}
 
     def run(self) -> RoutesReport:
-        files = [file for source in self._sources for file in source.files]
-        readable = [file for file in files if self._look(file)]
-        total = sum(count for _, count in map(_size, readable))
+        looked = [self._look(path) for source in self._sources for path in source.files]
+        readable = [file for file in looked if file is not None]
+        total = sum(file.routes for file in readable)
         if not total:
             raise NotFoundError(f"there are no routes in {', '.join(s.path for s in self._sources)}")
         natives = _native_dtypes(readable)
@@ -198,11 +198,11 @@ class _Import:
             writer.abandon()
         return self._report
 
-    def _look(self, file: str) -> bool:
-        """Open a file, and in skipping mode check all of it; whether it is to be read."""
+    def _look(self, path: str) -> _File | None:
+        """Open a file, and in skipping mode check all of it; ``None`` if it is to be left out."""
         try:
-            with NpzReader(file) as reader:
-                _count(reader)
+            with NpzReader(path) as reader:
+                file = _describe(reader)
                 if self._skip:
                     reader.check()
                 if META in reader and not self._meta:
@@ -211,9 +211,9 @@ class _Import:
         except TrajstoreError as error:
             if not self._skip:
                 raise
-            self._report.unreadable.append((os.path.basename(file), error.message))
-            return False
-        return True
+            self._report.unreadable.append((os.path.basename(path), error.message))
+            return None
+        return file
 
     def _create(self) -> Writer:
         manifest = self._sources[0].manifest
@@ -231,14 +231,12 @@ class _Import:
         }
         return create(self._path, **options)
 
-    def _import_file(self, file: str, recorder: RouteRecorder, natives: dict[str, np.dtype[Any]], total: int) -> None:
-        with NpzReader(file) as reader:
-            keys = check_keys(reader.names)
-            boxed = [key for key in keys if _is_boxed(reader, key)]
-            if boxed:
-                self._report.unboxed[os.path.basename(file)] = boxed
-            for route in _routes(reader, keys, self._dtypes(recorder, natives)):
-                self._append(recorder, route, file)
+    def _import_file(self, file: _File, recorder: RouteRecorder, natives: dict[str, np.dtype[Any]], total: int) -> None:
+        if file.boxed:
+            self._report.unboxed[os.path.basename(file.path)] = list(file.boxed)
+        with NpzReader(file.path) as reader:
+            for route in _routes(reader, file, self._dtypes(recorder, natives)):
+                self._append(recorder, route, file.path)
                 self._read += 1
                 if self._progress is not None:
                     self._progress(self._read, total)
@@ -330,24 +328,30 @@ def _plain(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count(reader: NpzReader) -> int:
-    """Number of routes of a file. Raises ``FormatError`` if its keys do not agree on it."""
+@dataclass(frozen=True)
+class _File:
+    """One file: the keys of its routes, those of them that are boxed, and how many routes it holds."""
+
+    path: str
+    keys: tuple[str, ...]
+    boxed: tuple[str, ...]
+    routes: int
+
+
+def _describe(reader: NpzReader) -> _File:
+    """Look at a file's headers. Raises ``FormatError`` if its keys do not agree on the number of routes."""
     if "routes_seed" not in reader:
         raise FormatError(
             f"{reader.path} has no key 'routes_seed'", hint="it is no routes.npz; it has " + ", ".join(reader.names)
         )
+    keys = check_keys(reader.names)
     count = 0
-    for i, key in enumerate(check_keys(reader.names)):
+    for i, key in enumerate(keys):
         shape = reader.member(key).shape
         if not shape or (i and shape[0] != count):
             raise FormatError(f"{reader.path}: key {key!r} has the shape {shape}, others have {count} routes")
         count = shape[0]
-    return count
-
-
-def _size(file: str) -> tuple[str, int]:
-    with NpzReader(file) as reader:
-        return file, _count(reader)
+    return _File(reader.path, tuple(keys), tuple(key for key in keys if _is_boxed(reader, key)), count)
 
 
 def _is_boxed(reader: NpzReader, key: str) -> bool:
@@ -355,32 +359,33 @@ def _is_boxed(reader: NpzReader, key: str) -> bool:
     return member.dtype.hasobject and len(member.shape) > 1 and known_dtype(key) is not None
 
 
-def _native_dtypes(files: list[str]) -> dict[str, np.dtype[Any]]:
+def _native_dtypes(files: list[_File]) -> dict[str, np.dtype[Any]]:
     """The dtypes of the elements of each key, as the first file says that does not hold it boxed."""
     natives: dict[str, np.dtype[Any]] = {}
     wanted: set[str] = set()
+    if not files[0].boxed:
+        return natives  # the store's own schema will say
     for file in files:
-        with NpzReader(file) as reader:
-            boxed = {key for key in reader.names if _is_boxed(reader, key)}
-            if not natives and not wanted and not boxed:
-                return natives  # the store's own schema will say
-            wanted |= boxed
-            for key in [key for key in reader.names if key in wanted - boxed - natives.keys()]:
-                first = next(iter(reader.iterate(key)), None)
-                if isinstance(first, np.ndarray) and first.size:
-                    natives[key] = first.dtype
-            if wanted <= natives.keys():
-                break
+        wanted |= set(file.boxed)
+        asked = [key for key in file.keys if key in wanted and key not in file.boxed and key not in natives]
+        if asked:
+            with NpzReader(file.path) as reader:
+                for key in asked:
+                    first = next(iter(reader.iterate(key)), None)
+                    if isinstance(first, np.ndarray) and first.size:
+                        natives[key] = first.dtype
+        if wanted <= natives.keys():
+            break
     return natives
 
 
-def _routes(reader: NpzReader, keys: list[str], dtype: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+def _routes(reader: NpzReader, file: _File, dtype: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
     """The routes of a file, one dict each, all keys streamed side by side."""
     streams = {
         key: reader.iterate(key, dtype=dtype(key)) if reader.member(key).dtype.hasobject else iter(reader.read(key))
-        for key in keys
+        for key in file.keys
     }
-    for _ in range(_count(reader)):
+    for _ in range(file.routes):
         yield {key: next(stream) for key, stream in streams.items()}
     for stream in streams.values():
         for extra in stream:  # reaching the end is what compares the checksum

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, StorageError
 from trajstore.npz.boxes import rows
+from trajstore.npz.content import Content
+from trajstore.npz.header import read_header
 from trajstore.npz.stream import Stream
 from trajstore.npz.unpickling import Block, NotStreamableError, Unpickler
 
@@ -41,13 +42,15 @@ class Member:
     raw_bytes: int
     """Uncompressed, header included."""
     stored_bytes: int
+    header_bytes: int
 
 
 class NpzReader:
     """The keys of an ``.npz`` file, read one by one or element by element.
 
     Nothing in a file can make this run code or allocate what the file does not contain.
-    Several keys can be iterated at once.  A context manager; not safe to share between threads.
+    Several keys can be iterated at once; large ones are inflated some MiB ahead, in a thread.
+    A context manager; not safe to share between threads.
 
     Raises
     ------
@@ -71,6 +74,7 @@ class NpzReader:
             self._file.close()
             raise
         self._size = os.fstat(self._file.fileno()).st_size
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trajstore-inflate")
         self._infos = {i.filename[:-4]: i for i in self._zip.infolist() if i.filename.endswith(".npy")}
         self._members: dict[str, Member] = {}
 
@@ -96,6 +100,7 @@ class NpzReader:
         self.close()
 
     def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
         self._zip.close()
         self._file.close()
 
@@ -110,8 +115,8 @@ class NpzReader:
     def member(self, name: str) -> Member:
         """What the header says of a key; nothing else of it is read."""
         if name not in self._members:
-            with self._opened(name) as (_, member):
-                self._members[name] = member
+            with self._opened(name):
+                pass
         return self._members[name]
 
     def check(self) -> None:
@@ -224,7 +229,7 @@ class NpzReader:
                 yield row[()] if not row.shape else row
             self._drain(file, name)
 
-    def _fill(self, file: IO[bytes], target: memoryview, name: str) -> None:
+    def _fill(self, file: Content, target: memoryview, name: str) -> None:
         done = 0
         while done < len(target):
             data = file.read(min(_BLOCK, len(target) - done))
@@ -233,19 +238,19 @@ class NpzReader:
             target[done : done + len(data)] = data
             done += len(data)
 
-    def _drain(self, file: IO[bytes], name: str, stream: Stream | None = None) -> None:
+    def _drain(self, file: Content, name: str, stream: Stream | None = None) -> None:
         """Read to the end, which is where zipfile compares the checksum."""
         if file.read(1) or (stream is not None and stream.ahead):
             raise CorruptionError(f"{self._place(name)} has bytes beyond its end", hint=_HINT)
 
-    def _stream(self, file: IO[bytes], member: Member) -> Stream:
+    def _stream(self, file: Content, member: Member) -> Stream:
         return Stream(file.read, member.raw_bytes, self._place(member.name))
 
     def _place(self, name: str) -> str:
         return f"{self.path}, key {name!r}"
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[tuple[IO[bytes], Member]]:
+    def _opened(self, name: str) -> Iterator[tuple[Content, Member]]:
         """A key's stream, behind its header; what goes wrong inside is one of our errors."""
         info = self._infos.get(name)
         if info is None:
@@ -261,8 +266,12 @@ class NpzReader:
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise FormatError(f"{self._place(name)} is encrypted or in a compression that NumPy does not write")
         try:
-            with self._open(info) as file:
-                yield file, self._header(file, info)
+            file = Content(self._file.fileno(), info, self._pool)
+            if name in self._members:
+                file.skip(self._members[name].header_bytes)
+            else:
+                self._members[name] = self._header(file, info)
+            yield file, self._members[name]
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise CorruptionError(f"{self._place(name)} is cut off or damaged: {error}", hint=_HINT) from error
         except FormatError as error:
@@ -277,30 +286,16 @@ class NpzReader:
     def _is_damaged(self, info: zipfile.ZipInfo) -> bool:
         """Whether nonsense was met because the bytes are not those that were written."""
         try:
-            with self._open(info) as file:
-                while file.read(_BLOCK):
-                    pass
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, FormatError):
+            Content(self._file.fileno(), info, self._pool).skip(info.file_size + 1)
+        except (zipfile.BadZipFile, zlib.error, OSError):
             return True
         return False
 
-    def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
-        try:
-            return self._zip.open(info)
-        except (NotImplementedError, RuntimeError, ValueError) as error:  # encryption, patches, impossible places
-            raise FormatError(f"{self.path}, key {info.filename[:-4]!r}: {error}") from error
-
-    def _header(self, file: IO[bytes], info: zipfile.ZipInfo) -> Member:
+    def _header(self, file: Content, info: zipfile.ZipInfo) -> Member:
         name = info.filename[:-4]
         try:
-            version = npy.read_magic(file)
-            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of headers written by Python 2
-                shape, fortran, dtype = read(file)
-        except KeyError as error:
-            raise FormatError(f"{self._place(name)} has the npy version {error}, which is not read") from error
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+            shape, fortran, dtype = read_header(file)
+        except ValueError as error:
             raise FormatError(f"{self._place(name)} does not begin as an npy array does: {error}") from error
         if dtype.names is not None or dtype.subdtype is not None:
             raise FormatError(f"{self._place(name)} has the structured dtype {dtype}, which is not read")
@@ -308,4 +303,5 @@ class NpzReader:
             raise FormatError(f"{self._place(name)} has the impossible shape {shape}")
         if not dtype.hasobject and (not dtype.itemsize or math.prod(shape) * dtype.itemsize > info.file_size):
             raise CorruptionError(f"{self._place(name)} is shorter than its header's {dtype} {shape}", hint=_HINT)
-        return Member(name, tuple(shape), dtype, bool(fortran), info.file_size, info.compress_size)
+        sizes = (info.file_size, info.compress_size, file.position)
+        return Member(name, shape, dtype, fortran, *sizes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from trajstore.errors import CorruptionError, FormatError
 
-_BLOCK = 1 << 18
+_BLOCK = 1 << 20
 _MAX_LINE = 1 << 10
 
 
@@ -57,14 +56,14 @@ class Stream:
             return data
         if n > self._size - self.position:
             raise CorruptionError(f"{self.place} promises {n:,} bytes and ends before", hint=_HINT)
-        gathered = io.BytesIO()  # whose getvalue() does not copy
+        pieces: list[memoryview] = []
         while n:
             if self._at == len(self._buffer):
                 self._refill()
-            piece = self._buffer[self._at : self._at + n]
-            self._at += len(piece)
-            n -= gathered.write(piece)
-        return gathered.getvalue()
+            pieces.append(memoryview(self._buffer)[self._at : self._at + n])
+            self._at += len(pieces[-1])
+            n -= len(pieces[-1])
+        return b"".join(pieces)
 
     def line(self) -> str:
         """ASCII text up to a newline, which is taken too."""
