@@ -153,31 +153,31 @@ class ArrayWriter:
                 storage.remove(name)
         except AlreadyExistsError as error:
             storage.remove(name)
-            raise ConflictError(
-                f"another writer has made {storage.describe(key)}",
-                hint="reopen with resume=True to go on after what it wrote",
-            ) from error
+            raise _made_by_another(storage.describe(key)) from error
         except StorageError:
-            self._settle(key, name, shard.length, length)
+            self._settle(key, name, shard.length, pieces)
         with self._guard:
             self.copied_bytes += shard.length
             self.written_bytes += length
             shard.advance(pieces, taken)
             self._new_names = True
 
-    def _settle(self, key: str, name: str, before: int, after: int) -> None:
+    def _settle(self, key: str, name: str, before: int, pieces: list[bytes]) -> None:
         """After a rename or link that failed: go on if it happened all the same, raise again if it did not."""
         present = self.storage.size(key)
         try:
             self.storage.remove(name)
         except StorageError:
             pass  # whoever opens the store next removes it
-        if present == after:
-            return
         if present == (before or None):
             raise
+        added = b"".join(pieces)
+        if present == before + len(added) and self.storage.read(key, before) == added:
+            return
+        if not before:
+            raise _made_by_another(self.storage.describe(key)) from None
         raise StateError(
-            f"{self.storage.describe(key)} has {present} bytes, neither {before} nor {after}",
+            f"{self.storage.describe(key)} is neither what this writer left there nor what it was to become",
             hint="close this writer and reopen the store with resume=True",
         )
 
@@ -236,3 +236,9 @@ class ArrayWriter:
 
 def _as_shard(shard: GrowingShard) -> Shard:
     return Shard(shard.number, shard.length, shard.crc)
+
+
+def _made_by_another(place: str) -> ConflictError:
+    return ConflictError(
+        f"another writer has made {place}", hint="reopen with resume=True to go on after what it wrote"
+    )

@@ -171,6 +171,8 @@ class Session:
                 f"this writer cannot go on: {self._poison}", hint="close it and reopen the store with resume=True"
             )
         if self.head is None:
+            if exists(self.storage):
+                raise self._fenced()  # the store was made while this writer was about to
             return
         if not self.head.commit.parent and self._claimed == self.head.commit.number and not exists(self.storage):
             return  # a first commit that its writer did not live to show
