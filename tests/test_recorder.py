@@ -287,7 +287,7 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         full = StorageError("the disk is full")
         recorder.step(x=np.arange(2), terminated=[True, True])
         recorder.flush()
-        writer._failure = full  # as a background commit leaves it
+        writer._committer.failure = full  # as a background commit leaves it
         steps = 1
 
         def record_for_ever() -> None:

@@ -306,7 +306,7 @@ def test_the_state_is_stored_with_the_writers_own_commits(tmp_path: Path) -> Non
         buffer.add(episode(3), level=0.0)
         buffer.writer.commit()
         assert trajstore.open(tmp_path / "s").snapshots[0].manifest.progress["state"]["replay"]["drawn"] == 5
-        assert buffer.writer._on_signal() is None
+        assert buffer.writer._committer._on_signal() is None
         buffer.sample(4)
     assert trajstore.open(tmp_path / "s").snapshots[0].manifest.progress["state"]["replay"]["drawn"] == 9
 

@@ -563,17 +563,6 @@ def test_a_writer_that_nobody_closed_commits_at_the_end_of_the_process(path):
     assert len(trajstore.open(path)) == 50
 
 
-def test_a_commit_that_fails_behind_another_error_is_told(path):
-    def collect():
-        with trajstore.create(path, commit_every=None) as writer:
-            writer.append(steps(0, 4))
-            writer.state["odd"] = object()
-            raise KeyError("the simulator broke")
-
-    with pytest.raises(KeyError), pytest.warns(UserWarning, match="not stored"):
-        collect()
-
-
 def test_a_read_only_folder(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")

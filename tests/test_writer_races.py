@@ -19,6 +19,7 @@ from tests.campaign.disk import Disk, Tapped
 from tests.campaign.workload import State, open_writer, recover, rows_of, tiny_shards, trajectory
 from trajstore.engine import signals
 from trajstore.engine.appender import Appender, Budget
+from trajstore.engine.buffers import Buffers
 from trajstore.errors import StateError, StorageError
 from trajstore.format.layout import ArrayLayout, Codec
 from trajstore.media.storage import LocalStorage
@@ -72,6 +73,7 @@ def test_a_buffer_is_not_filled_again_while_its_last_rows_wait_for_room() -> Non
         0,
         encoders=later,  # type: ignore[arg-type]
         budget=Slow(1 << 20),
+        buffers=Buffers(later),  # type: ignore[arg-type]
         clock=time.monotonic,
     )
     appender.write(np.array([0, 1, 2]))
@@ -123,18 +125,12 @@ def test_a_field_that_leaves_its_clock_does_not_wait_for_a_commit_that_waits_for
     writer = trajstore.create(tmp_path / "store", commit_every=None, handle_signals=False)
     writer.append({"a": np.arange(3), "b": np.arange(3)})
     inside, going_on = threading.Event(), threading.Event()
-    version = writer._version
-
-    def slow() -> Any:
-        inside.set()
-        going_on.wait(0.2)
-        return version()
 
     def commit_first() -> None:
-        with writer._committing:  # as the timer's thread does, before it takes the other lock
+        with writer._committer._committing:  # as the timer's thread does, before it takes the other lock
             inside.set()
             going_on.wait(0.2)
-            writer._commit()
+            writer._committer.commit()
 
     committer = threading.Thread(target=commit_first, daemon=True)
     committer.start()
@@ -247,7 +243,7 @@ def test_a_signal_at_the_borders_of_a_lock_does_not_wait_for_ever(tmp_path: Path
     try:
         writer = trajstore.create(tmp_path / "store", commit_every=None)
         writer.append(trajectory(0), seed=0)
-        lock = getattr(writer, which)
+        lock = getattr(writer._committer, which)
         lock._lock = Interrupting(lock._lock, at)
         writer.append(trajectory(1), seed=1)
         writer.commit()
@@ -307,6 +303,29 @@ def test_a_temporary_name_that_cannot_be_removed_is_no_conflict() -> None:
     broken.clear()
     writer.close()
     assert recover(disk.storage()) == State(tuple(rows_of(seed) for seed in range(3)))
+
+
+def test_a_commit_that_fails_behind_another_error_is_told() -> None:
+    disk = Disk()
+    full = threading.Event()
+
+    def tap(name: str, arguments: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        if name == "write" and full.is_set():
+            raise StorageError("No space left on device", errno=28)
+        return call()
+
+    def collect() -> None:
+        storage: Any = Tapped(disk.storage(), tap)
+        with open_writer(storage) as writer:
+            writer.append(trajectory(0), seed=0)
+            writer.commit()
+            writer.append(trajectory(1), seed=1)
+            full.set()
+            raise KeyError("the simulator broke")
+
+    with pytest.raises(KeyError), pytest.warns(UserWarning, match="1 trajectories are not stored: No space"):
+        collect()
+    assert recover(disk.storage()) == State((rows_of(0),))
 
 
 def test_a_commit_is_made_though_the_arrays_own_metadata_cannot_be() -> None:

@@ -49,6 +49,16 @@ _BLOCK = 16 << 20  # a larger block gains nothing, and Blosc works in three time
 _TABLE_CODEC = Codec("zstd", 1)
 
 
+def codec_of(profile: str | Codec) -> Codec:
+    """A codec by its profile's name, or itself. Raises ``SchemaError``."""
+    if isinstance(profile, Codec):
+        return profile
+    try:
+        return PROFILES[profile]
+    except KeyError:
+        raise SchemaError(f"{profile!r} is no profile", hint="one of " + ", ".join(PROFILES)) from None
+
+
 def chunk_shape(dtype: np.dtype[Any], row_shape: tuple[int, ...], codec: Codec) -> tuple[int, int]:
     """Rows in a chunk and in a shard, both powers of two, for rows of this dtype and shape in this codec.
 

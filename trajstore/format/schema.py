@@ -292,6 +292,16 @@ class Schema:
             raise FormatError("the manifest holds no schema") from error
 
 
+def declaration(
+    fields: Mapping[str, Field] | None, clocks: Mapping[str, Clock] | None, columns: Mapping[str, Column] | None
+) -> Schema:
+    """What a caller declares; clocks that its fields merely name are declared too. Raises ``SchemaError``."""
+    named = {spec.clock: Clock() for spec in (fields or {}).values() if spec.clock is not None}
+    if MAIN_CLOCK in named:
+        named[MAIN_CLOCK] = Clock("main")
+    return Schema(dict(fields or {}), {**named, **(clocks or {})}, dict(columns or {}))
+
+
 def dtype_name(dtype: object) -> str:
     """The canonical name of a dtype that can be stored. Raises ``SchemaError`` for any other."""
     if isinstance(dtype, str) and dtype in CODED:
