@@ -1,10 +1,9 @@
-"""What analysts do: one route, one key, one batch, low-dimensional windows; and files in and out."""
+"""What analysts do: one route, one key, one batch; files in and out; and what cold data takes."""
 
 from __future__ import annotations
 
-import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import trajstore
 from bench import data
 from bench.peers import users_layout
-from bench.rows import Bench, Claim, Ratio, SkipRow, fresh_peak, row
+from bench.rows import Bench, Claim, Ratio, fresh_peak, row
 
 NPZ = "np.load of routes.npz"
 
@@ -136,80 +135,6 @@ def routes_in_and_out(bench: Bench) -> Iterator[Claim]:
     yield times.claim("export of routes.npz", "their merge of shards", ">= 1.5")
 
 
-@row("low-dim")
-def low_dim(bench: Bench) -> Iterator[Claim]:
-    """256 windows of 16 steps: four small fields, from disk with a cache as training has it."""
-    from trajstore.sampling.samples import CutSamples
-    from trajstore.sampling.windows import Window
-
-    count, steps = (300, 200) if bench.short else (1000, 500)
-    rollouts = data.rollouts(count, steps)
-    store = bench.folder / "lowdim.zarr"
-    if not store.exists():
-        with trajstore.create(store, commit_every=None) as writer:
-            for rollout in rollouts:
-                writer.append(rollout)
-    samples = CutSamples(trajstore.open(store), Window(16), fields=list(rollouts[0]))
-    rng = np.random.default_rng(0)
-    chosen = rng.integers(0, count, 256)
-    starts = rng.integers(0, steps - 16, 256)
-    per = steps - 16 + 1
-    work: dict[str, Callable[[], Any]] = {"trajstore": lambda: samples.get(chosen * per + starts)}
-    try:
-        import h5py
-
-        with h5py.File(bench.folder / "lowdim.h5", "w") as file:
-            for name in rollouts[0]:
-                values = np.concatenate([rollout[name] for rollout in rollouts])
-                file.create_dataset(name, data=values, chunks=(1024, *values.shape[1:]), compression="lzf")
-        opened = h5py.File(bench.folder / "lowdim.h5", "r")
-
-        def from_h5py() -> Any:
-            begin = (chosen * steps + starts).tolist()
-            return {name: np.stack([opened[name][b : b + 16] for b in begin]) for name in rollouts[0]}
-
-        work["h5py, a window at a time"] = from_h5py
-    except ImportError:
-        pass
-    try:
-        work["TorchRL SliceSampler on LazyMemmapStorage"] = _torchrl(bench, rollouts)
-    except ImportError:
-        pass
-    if len(work) == 1:
-        raise SkipRow("neither h5py nor torchrl is installed")
-    times = bench.compare(work, check=_windows_agree)
-    note = f"{times.median() * 1e3:.2f} ms"
-    for peer in list(work)[1:]:
-        yield times.claim("256 windows of 16 low-dim steps", peer, ">= 10", note=note)
-
-
-def _windows_agree(ours: Any, theirs: Any) -> bool:
-    if not isinstance(theirs, dict):  # a sampler that draws by itself: only the shape can agree
-        return bool(theirs == 256 * 16)
-    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-
-
-def _torchrl(bench: Bench, rollouts: list[dict[str, Any]]) -> Callable[[], Any]:
-    import logging
-
-    import torch
-    from tensordict import TensorDict
-    from torchrl.data import LazyMemmapStorage, SliceSampler, TensorDictReplayBuffer
-
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
-    steps = len(rollouts[0]["obs"])
-    rows = {name: torch.from_numpy(np.concatenate([r[name] for r in rollouts])) for name in rollouts[0]}
-    total = len(rollouts) * steps
-    rows["trajectory"] = torch.arange(total) // steps
-    buffer = TensorDictReplayBuffer(
-        storage=LazyMemmapStorage(total, scratch_dir=str(bench.scratch("torchrl"))),
-        sampler=SliceSampler(slice_len=16, traj_key="trajectory", cache_values=True),
-        batch_size=256 * 16,
-    )
-    buffer.extend(TensorDict(rows, [total]))
-    return lambda: len(buffer.sample())
-
-
 @row("cold-size")
 def cold_size(bench: Bench) -> Iterator[Claim]:
     """Bytes after ``compact``, against the users' compressed files."""
@@ -229,23 +154,3 @@ def cold_size(bench: Bench) -> Iterator[Claim]:
     size, theirs = users_layout.nbytes(cold), users_layout.nbytes(users)
     note = f"{size / steps:,.0f} bytes a step against {theirs / steps:,.0f}"
     yield Claim("bytes a step after compact", "np.savez_compressed", Ratio.of([size / theirs]), "<= 0.75", note)
-
-
-@row("kills")
-def kills(bench: Bench) -> Iterator[Claim]:
-    """Episodes reported saved and then lost, of collections killed by SIGKILL, ours beside the users' layout."""
-    from bench.kills import campaign
-
-    number = 6 if bench.short else 100
-    found = {}
-    for way in ("Trajstore", "NpzShards"):
-        found[way] = campaign(way, bench.scratch(f"kills.{way}") / "s", number, 10 * number, random.Random(0))
-    bad = {way: r["lost"] + r["missing"] + r["twice"] for way, r in found.items()}
-    theirs = found["NpzShards"]
-    note = (
-        f"theirs: {theirs['lost']} lost, {theirs['missing']} never collected, {theirs['twice']} twice, "
-        f"of {theirs['episodes']}; a manifest counted ahead of its shard is not even told of"
-    )
-    title = f"episodes lost, skipped or repeated over {number} kills"
-    peer = f"npz shards + manifest.json: {bad['NpzShards']}"
-    yield Claim(title, peer, Ratio.of([float(bad["Trajstore"])]), "<= 0", note)

@@ -96,7 +96,9 @@ def _slices(bench: Bench, rollouts: list[dict[str, Any]]) -> Callable[[], Any]:
     steps = sum(len(rollout["reward"]) for rollout in rollouts)
     storage = LazyMemmapStorage(steps, scratch_dir=str(bench.scratch("torchrl")))
     buffer = ReplayBuffer(
-        storage=storage, sampler=SliceSampler(slice_len=_LENGTH, traj_key="episode"), batch_size=256 * _LENGTH
+        storage=storage,
+        sampler=SliceSampler(slice_len=_LENGTH, traj_key="episode", cache_values=True),
+        batch_size=256 * _LENGTH,
     )
     rows = {name: torch.from_numpy(np.concatenate([r[name] for r in rollouts])) for name in rollouts[0]}
     rows["episode"] = torch.repeat_interleave(

@@ -14,6 +14,7 @@ taken within each round. What they return is compared, outside of the time.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import shutil
@@ -135,21 +136,23 @@ class Bench:
         """Time each callable ``repeats`` times, in turn.
 
         prepare : called with the contestant's name before each of its calls, outside of the time.
-        check : whether two results agree; by default as arrays. A first, untimed round is checked.
+        check : whether two results agree; by default as arrays. A first, untimed round is checked, and most of the
+            memory is seen in it: what the process holds and does not use is given back before each call there, so
+            that growth is not hidden by what the contestant before left behind.
         inner : calls in one timed stretch, for work of microseconds.
         """
         check = check or _same
         first: Any = None
+        times = Times({name: [] for name in work}, dict.fromkeys(work, 0), {name: [] for name in work})
         for number, (name, call) in enumerate(work.items()):
             if prepare:
                 prepare(name)
-            found = call()
+            found, times.peak[name] = peak_of(call)
             if number == 0:
                 first = found
             elif not check(first, found):
                 raise WrongResultError(f"{name} and {next(iter(work))} differ")
         first = found = None
-        times = Times({name: [] for name in work}, dict.fromkeys(work, 0), {name: [] for name in work})
         for _ in range(repeats or self.repeats):
             for name, call in work.items():
                 if prepare:
@@ -163,6 +166,14 @@ class Bench:
                 times.cpu[name].append((time.process_time() - used) / inner)
                 times.peak[name] = max(times.peak[name], _peak() - before)
         return times
+
+
+def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What a call returns, and the bytes by which the process grew at most meanwhile."""
+    gc.collect()
+    _give_back()
+    before = _reset_peak()
+    return call(), _peak() - before
 
 
 def fresh_peak(call: Callable[..., Any], *arguments: Any) -> int:
@@ -185,6 +196,14 @@ def _same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     a, b = np.asarray(a), np.asarray(b)
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def _give_back() -> None:
+    """Return to the system what was freed (glibc)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
 
 
 def _status(name: str) -> int:

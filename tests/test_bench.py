@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.__main__ import _with_table, table
+from bench.__main__ import _load
 from bench.data import COLUMNS, routes, trajectory
+from bench.profiles import shares
+from bench.remarks import REMARKS
+from bench.report import GROUPS, Report, table, with_report
 from bench.rows import Bench, Claim, Ratio, Times, WrongResultError
 
 
@@ -40,17 +44,56 @@ def test_ratios_say_how_many_times_better_or_how_many_times_the_cost() -> None:
     assert times.claim("w", "peer").reached is None
 
 
-def test_the_table_keeps_what_stands_around_it() -> None:
-    claim = Claim("work", "peer", Ratio(2.0, 1.0, 3.0), ">= 4", "note", {"trajstore": 1 << 20, "peer": 0})
-    report = {"short": True, "versions": {"numpy": "2"}, "skipped": {"row": "why"}}
+def a_report() -> Report:
+    peak = {"trajstore": 1 << 20, "peer": 0}
+    short = Claim("work", "peer", Ratio(2.0, 1.0, 3.0), ">= 4", "note", peak, Ratio(1.0, 1.0, 1.0))
+    claims = {"ingest": [short], "append": [Claim("other", "peer", Ratio(1.2, 1.0, 3.0), "<= 1.5")]}
+    return Report(
+        True,
+        rows=claims,
+        groups={"ingest": "Collecting", "append": "Reading"},
+        seconds={"ingest": (60.0, 1.0)},
+        skipped={"merge": "why"},
+        versions={"numpy": "2"},
+    )
+
+
+def test_the_page_keeps_what_stands_around_the_report() -> None:
+    report = a_report()
     page = "before\n<!-- begin: python -m bench -->\nold\n<!-- end -->\nafter\n"
-    made = _with_table(page, report, [("row", claim)])
+    made = with_report(page, report)
     assert made.startswith("before\n")
     assert made.endswith("after\n")
     assert "old" not in made
-    assert table([claim]) in made
-    assert "0 of 1 bars reached" in made
-    assert _with_table(made, report, [("row", claim)]) == made
+    for group, name in (("Collecting", "ingest"), ("Reading", "append")):
+        assert f"### {group}\n\n{table(report.rows[name])}" in made
+    assert "1 of 2 bars reached" in made
+    assert "merge (why)" in made
+    assert with_report(made, report) == made
+
+
+def test_each_bar_that_is_not_reached_is_explained() -> None:
+    report = a_report()
+    explained = with_report("", report).partition("and why")[2]
+    assert "work / peer: 2.00× of ≥ 4" in explained
+    assert REMARKS["ingest"] in explained
+    assert "other" not in explained
+
+
+def test_a_report_comes_back_from_json() -> None:
+    report = a_report()
+    found = Report.from_json(json.loads(json.dumps(report.to_json())))
+    assert with_report("", found) == with_report("", report)
+    assert found.claims == report.claims
+
+
+def test_every_remark_is_of_a_row() -> None:
+    groups, _ = _load()
+    known = {name for name in REMARKS if name in groups}
+    missing = set(REMARKS) - known
+    # Rows whose packages are not installed here are not loaded.
+    assert not missing or any(name.split("-")[0] in ("checkpoint", "replay", "hdf5", "loader") for name in missing)
+    assert set(groups.values()) <= set(GROUPS)
 
 
 def test_the_samples_are_as_long_as_asked_for() -> None:
@@ -60,3 +103,27 @@ def test_the_samples_are_as_long_as_asked_for() -> None:
     assert set(columns) == set(COLUMNS)
     assert {len(value) for value in fields.values()} == {len(found[0]["obs"])}
     assert len({int(route["seed"]) for route in found}) == len(found)
+
+
+def test_samples_of_a_profile_count_for_their_innermost_work() -> None:
+    top = "<module> (bench/profiles.py:1);_sampled (bench/profiles.py:2)"
+    encoder = "_bootstrap (threading.py:1);work (ingest.py:2)"
+    found = shares(
+        [
+            f"{top};append (writer.py:3);_contig_to_contig (numpy/_umath.so);0x1 (libc.so.6) 1",
+            f"{encoder};encode (shard.py:4);compress (blosc.c:5);ZSTD_fast (zstd.c:6) 4",
+            f"{encoder};encode (shard.py:4);compress (blosc.c:5);pthread_cond_timedwait (libc.so.6);0x2 (libc.so.6) 2",
+            f"{encoder};pack (encoding.py:3);multiply (numpy/_umath.so) 2",
+            f"{encoder};get (queue.py:3);PyThread_acquire_lock_timed (libpython.so);0x2 (libc.so.6) 90",
+            "<module> (numpy/__init__.py:1) 90",
+            "gc_collect_main (libpython.so);0x1 (libc.so.6) 90",
+            f"{encoder};plan (appender.py:7) 1",
+        ]
+    )
+    assert {kind: share for kind, share in found.items() if share} == {
+        "copy of rows": 0.1,
+        "codec": 0.4,
+        "waiting for the interpreter's lock": 0.2,
+        "packing and its check, or unpacking": 0.2,
+        "Python, NumPy's and numcodecs' wrappers, threads": 0.1,
+    }
