@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from trajstore.errors import SchemaError
 from trajstore.media.hdf5storage import h5py_module
 from trajstore.npz import NpzWriter
 from trajstore.operations.output import Exported, made_aside
-from trajstore.operations.roles import Episode, Roles, episode, episodes, find_roles, not_carried
+from trajstore.operations.roles import Episode, Roles, chosen, episode, episodes, find_roles, not_carried
 
 Array = np.ndarray[Any, Any]
 
@@ -133,9 +134,10 @@ def export_flat(
 
     For a field ``obs`` there are ``obs`` (rows, …) and ``obs.offsets``, int64 (n + 1,): trajectory ``i`` has the rows
     ``offsets[i]:offsets[i + 1]``. A trajectory without the field has no rows, and ``obs.absent`` (n,) tells which.
-    Columns are ``table.<name>`` (n,). A nested field's ``/`` stays in its name. bfloat16 is widened to float32.
+    Columns are ``table.<name>`` (n,). A nested field's ``/`` stays in its name. Strings and JSON are their UTF-8 bytes,
+    bfloat16 is widened to float32. ``store.json``, one string, names dtypes, clocks and the configuration.
     """
-    names = list(dataset.fields) if fields is None else list(fields)
+    names = chosen(dataset, fields)
     total = len(names) + len(dataset.columns)
     with NpzWriter(path, compress=compress) as out:
         for done, name in enumerate(names, 1):
@@ -150,7 +152,25 @@ def export_flat(
                 progress(done, total)
         for column in dataset.columns:
             out.array(f"table.{column}", np.asarray(dataset.column(column)))
+        out.array("store.json", np.array(json.dumps(_described(dataset, names))))
     return Exported(len(dataset), int(np.maximum(dataset.lengths, 0).sum()))
+
+
+def _described(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
+    specs = {name: dataset.fields[name] for name in names}
+    clocks = {str(spec.clock) for spec in specs.values() if not spec.whole}
+    return {
+        "fields": {
+            name: {
+                "dtype": "float32" if spec.dtype == "bfloat16" else spec.dtype,
+                "shape": spec.shape,
+                "clock": spec.clock,
+            }
+            for name, spec in specs.items()
+        },
+        "clocks": {name: clock.to_json() for name, clock in dataset.schema.clocks.items() if name in clocks},
+        "config": dict(dataset.snapshots[0].manifest.config.get("values", {})),
+    }
 
 
 def _blocks(rows: StepRows) -> Iterator[Array]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from trajstore.errors import FormatError, MissingDependencyError
+from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
-from trajstore.writer import create
 
 
 def import_diffusion_policy(
@@ -42,11 +42,7 @@ def import_diffusion_policy(
             raise FormatError(f"{place}: data/{name} has {array.shape[0]} rows, episode_ends says {ends[-1]}")
     starts = np.concatenate(([0], ends[:-1]))
     runs = list(zip(starts.tolist(), ends.tolist()))[:limit]
-    steps = 0
-    with create(destination, **options) as writer:
-        for done, (start, stop) in enumerate(runs, 1):
-            writer.append({name: np.asarray(array[start:stop]) for name, array in arrays.items()})
-            steps += stop - start
-            if progress is not None:
-                progress(done, len(runs))
-    return Exported(len(runs), steps)
+    trajectories: Iterator[Parts] = (
+        ({name: np.asarray(array[start:stop]) for name, array in arrays.items()}, {}) for start, stop in runs
+    )
+    return fill_store(destination, trajectories, len(runs), progress=progress, **options)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import FormatError, MissingDependencyError, NotFoundError
+from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
-from trajstore.writer import create
 
 _LEFT = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
@@ -49,19 +49,18 @@ def import_lerobot(
     tasks = _tasks(parquet.read_table(os.path.join(root, "meta/tasks.parquet")))
     config = {key: info.get(key) for key in ("fps", "robot_type", "features")}
     count = min(int(info["total_episodes"]), limit if limit is not None else 1 << 62)
-    steps = 0
-    with create(destination, config=config, **options) as writer:
-        for done, rows in enumerate(_episodes(parquet, root, info, count), 1):
+
+    def trajectories() -> Iterator[Parts]:
+        for rows in _episodes(parquet, root, info, count):
             fields = {
                 _field(name): _rows(rows[name], feature)
                 for name, feature in info["features"].items()
                 if name not in _LEFT and name in rows
             }
-            writer.append({**fields, "task": tasks.get(int(rows["task_index"][0].as_py()), "")})
-            steps = writer.steps
-            if progress is not None:
-                progress(done, count)
-    return Exported(count, steps, ("timestamps left out: they are frame / fps",))
+            yield {**fields, "task": tasks.get(int(rows["task_index"][0].as_py()), "")}, {}
+
+    left = ("timestamps left out: they are frame / fps",)
+    return fill_store(destination, trajectories(), count, progress=progress, warnings=left, config=config, **options)
 
 
 def _field(name: str) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from trajstore.errors import FormatError, NotFoundError
 from trajstore.format.schema import Clock, Column, Field
 from trajstore.media.hdf5storage import h5py_module
+from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
-from trajstore.writer import create
 
 _KEPT = ("observation_space", "action_space", "env_spec", "dataset_id", "minari_version")
 _STEPS = ("actions", "rewards", "terminations", "truncations")
@@ -37,25 +37,36 @@ def import_minari(
     file_path = _find(os.fspath(source))
     metadata = _metadata(os.path.join(os.path.dirname(file_path), "metadata.json"))
     config = {key: _parsed(metadata[key]) for key in _KEPT if key in metadata}
-    steps = count = 0
+    strange: dict[str, None] = {}
     with h5py_module().File(file_path, "r") as file:
         names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:]))[:limit]
         if not names:
             raise FormatError(f"{file_path} holds no episodes")
         fields, clocks = _declared(file[names[0]])
         columns = {"seed": Column("int64", default=-1)}
-        with create(destination, config=config, fields=fields, clocks=clocks, columns=columns, **options) as writer:
-            for count, name in enumerate(names, 1):
+        jpeg = metadata.get("jpeg_encoding", True)
+
+        def episodes() -> Iterator[Parts]:
+            for name in names:
                 episode = dict(_leaves(file[name], ""))
-                if metadata.get("jpeg_encoding", True):
+                if jpeg:
                     _refuse_jpeg(episode, config.get("observation_space"), file_path)
+                strange.update(dict.fromkeys(path for path in episode if path not in fields))
                 seed = file[name].attrs.get("seed")
-                given = {path: episode.get(path) for path in fields}
-                writer.append(given, seed=-1 if seed is None else int(seed))
-                steps += len(episode["rewards"])
-                if progress is not None:
-                    progress(count, len(names))
-    return Exported(count, steps)
+                yield {path: episode.get(path) for path in fields}, {"seed": -1 if seed is None else int(seed)}
+
+        return fill_store(
+            destination,
+            episodes(),
+            len(names),
+            progress=progress,
+            warnings=(f"left out, the first episode does not have it: {path}" for path in strange),
+            config=config,
+            fields=fields,
+            clocks=clocks,
+            columns=columns,
+            **options,
+        )
 
 
 def _find(source: str) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trajstore.errors import FormatError, NotFoundError, SchemaError
 from trajstore.format.schema import Clock, Column, Field
 from trajstore.media.storage import LocalStorage
-from trajstore.operations.assembly import Scaffold
-from trajstore.rlinf import Folder, batch_of, fields_of, find_ranks, load_batch, read_folder
+from trajstore.operations.filling import Parts, fill_store
+from trajstore.rlinf import Batch, Folder, batch_of, fields_of, find_ranks, load_batch, read_folder
 from trajstore.rlinf.batch import BATCH, CLOCKS, ENTRY, ENV, MIDDLE, NUMBER, OTHER, RANK, WEIGHTS
-from trajstore.writer import create
 
 __all__ = ["RlinfReport", "import_rlinf"]
 
@@ -65,7 +64,7 @@ def import_rlinf(
     source : is read only. Files that an index names and that are not there are reported, not an error.
     destination : a new store; it appears whole or not at all.
     unreadable : ``"fatal"``, or ``"skip"`` to leave out files that cannot be read.
-    progress : is called with files read and files there are.
+    progress : is called with trajectories stored and trajectories there are.
     options : of :func:`trajstore.create` (``profile``, ``threads``, …).
 
     Raises
@@ -84,7 +83,7 @@ def import_rlinf(
     places = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     ranks = [rank for place in places for rank in _ranks(os.fspath(place), len(places) > 1)]
     pieces = [
-        (rank, folder, number)
+        _Piece(rank, folder, number)
         for number in sorted({number for _, folder in ranks for number in folder.files})
         for rank, folder in ranks
         if number in folder.files
@@ -95,22 +94,39 @@ def import_rlinf(
     state = {"rlinf": {str(rank): dict(folder.metadata) for rank, folder in ranks}}
     columns = {name: Column("int64") for name in (BATCH, ENV, RANK, NUMBER)}
     columns["max_episode_length"] = Column("int64", -1)
-    scaffold = Scaffold(destination)
-    with scaffold as session:
-        session.close()  # the writer takes the lock for itself
-        clocks = {**{str(spec.clock): Clock("none") for spec in fields.values()}, **CLOCKS}
-        with create(
-            session.storage, resume=True, fields={**fields, **plain}, clocks=clocks, columns=columns, **options
-        ) as writer:
-            writer.state = state
-            for done, (rank, folder, number) in enumerate(pieces):
-                if progress is not None:
-                    progress(done, len(pieces))
-                _append(writer, folder, rank, number, done, fields, report)
-        if progress is not None:
-            progress(len(pieces), len(pieces))
-        scaffold.publish()
+    clocks = {**{str(spec.clock): Clock("none") for spec in fields.values()}, **CLOCKS}
+
+    def trajectories() -> Iterator[Parts]:
+        for number, piece in enumerate(pieces):
+            yield from _trajectories(piece, number, fields, report)
+
+    done = fill_store(
+        destination,
+        trajectories(),
+        sum(piece.envs for piece in pieces),
+        progress=progress,
+        state=state,
+        fields={**fields, **plain},
+        clocks=clocks,
+        columns=columns,
+        **options,
+    )
+    report.trajectories, report.samples = done.trajectories, done.steps
     return report
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One batch file: of which rank and folder, under which id, and of how many environments."""
+
+    rank: int
+    folder: Folder
+    number: int
+    envs: int = 0
+
+    def batch(self) -> Batch:
+        name = self.folder.files[self.number]
+        return batch_of(load_batch(self.folder.storage, name), self.folder.storage.describe(name))
 
 
 def _ranks(place: str, several: bool) -> list[tuple[int, Folder]]:
@@ -126,17 +142,17 @@ def _ranks(place: str, several: bool) -> list[tuple[int, Folder]]:
 
 
 def _fields(
-    pieces: Sequence[tuple[int, Folder, int]], unreadable: str, report: RlinfReport
-) -> tuple[dict[str, Field], dict[str, Field], list[tuple[int, Folder, int]]]:
+    pieces: Sequence[_Piece], unreadable: str, report: RlinfReport
+) -> tuple[dict[str, Field], dict[str, Field], list[_Piece]]:
     """What fields there are in any of the files, and the files that can be read."""
     found: dict[str, Field] = {}
     having: dict[str, int] = {}
     readable = []
-    for rank, folder, number in pieces:
-        name = folder.files[number]
-        place = folder.storage.describe(name)
+    for piece in pieces:
+        place = piece.folder.storage.describe(piece.folder.files[piece.number])
         try:
-            fields = fields_of(batch_of(load_batch(folder.storage, name), place))
+            batch = piece.batch()
+            fields = fields_of(batch)
         except (FormatError, SchemaError) as error:
             if unreadable == "fatal":
                 raise
@@ -150,7 +166,7 @@ def _fields(
                     hint="import the ranks that fit together into stores of their own",
                 )
             having[path] = having.get(path, 0) + 1
-        readable.append((rank, folder, number))
+        readable.append(replace(piece, envs=batch.envs))
     for path, count in having.items():
         if count < len(readable):  # what is there or not goes by a clock of its own
             found[path] = replace(found[path], clock=path.replace("/", "."))
@@ -158,36 +174,20 @@ def _fields(
     return found, plain, readable
 
 
-def _append(
-    writer: Any,
-    folder: Folder,
-    rank: int,
-    number: int,
-    batch_number: int,
-    fields: Mapping[str, Field],
-    report: RlinfReport,
-) -> None:
-    name = folder.files[number]
-    batch = batch_of(load_batch(folder.storage, name), folder.storage.describe(name))
+def _trajectories(
+    piece: _Piece, batch_number: int, fields: Mapping[str, Field], report: RlinfReport
+) -> Iterator[Parts]:
+    batch = piece.batch()
     length = batch.plain.get("max_episode_length")
-    entry = json.loads(json.dumps(dict(folder.entries[number])))
     weights = batch.plain.get(WEIGHTS)
+    same = {
+        WEIGHTS: None if weights is None else str(weights),
+        MIDDLE: piece.folder.middle(piece.number),
+        ENTRY: json.loads(json.dumps(dict(piece.folder.entries[piece.number]))),
+        OTHER: {key: value for key, value in batch.plain.items() if key not in _PLAIN} or None,
+    }
+    columns = {BATCH: batch_number, RANK: piece.rank, NUMBER: piece.number}
+    columns["max_episode_length"] = -1 if length is None else int(length)
     for env, rows in enumerate(batch.trajectories()):
-        writer.append(
-            {
-                **dict.fromkeys(fields),
-                **rows,
-                WEIGHTS: None if weights is None else str(weights),
-                MIDDLE: folder.middle(number),
-                ENTRY: entry,
-                OTHER: {key: value for key, value in batch.plain.items() if key not in _PLAIN} or None,
-            },
-            batch=batch_number,
-            env=env,
-            rank=rank,
-            trajectory_id=number,
-            max_episode_length=-1 if length is None else int(length),
-        )
+        yield {**dict.fromkeys(fields), **rows, **same}, {**columns, ENV: env}
     report.batches += 1
-    report.trajectories += batch.envs
-    report.samples += batch.steps * batch.envs

@@ -12,8 +12,8 @@ import numpy as np
 from trajstore.errors import FormatError
 from trajstore.format.schema import Clock, Column, Field
 from trajstore.media.hdf5storage import h5py_module
+from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
-from trajstore.writer import create
 
 
 def import_robomimic(
@@ -38,7 +38,7 @@ def import_robomimic(
     Raises ``FormatError``.
     """
     place = os.fspath(source)
-    steps = 0
+    strange: dict[str, None] = {}
     with h5py_module().File(place, "r") as file:
         if "data" not in file:
             raise FormatError(f"{place} has no group /data", hint="is it a robomimic file?")
@@ -54,18 +54,29 @@ def import_robomimic(
         columns = _columns(data[names[0]], masks)
         config = {"env_args": json.loads(_text(data.attrs.get("env_args", "{}")))}
         declared, clocks = _declared(data[names[0]], joined)
-        with create(destination, config=config, fields=declared, clocks=clocks, columns=columns, **options) as writer:
-            for count, name in enumerate(names, 1):
+
+        def demonstrations() -> Iterator[Parts]:
+            for name in names:
                 fields = dict(_fields(data[name], joined))
+                strange.update(dict.fromkeys(path for path in fields if path not in declared))
                 values: dict[str, Any] = {
                     key: data[name].attrs[key].item() for key in ("seed", "success") if key in columns
                 }
                 values |= {f"mask.{key}": name in members for key, members in masks.items()}
-                writer.append({path: fields.get(path) for path in declared}, **values)
-                steps += len(fields["actions"]) if "actions" in fields else int(data[name].attrs["num_samples"])
-                if progress is not None:
-                    progress(count, len(names))
-    return Exported(len(names), steps)
+                yield {path: fields.get(path) for path in declared}, values
+
+        return fill_store(
+            destination,
+            demonstrations(),
+            len(names),
+            progress=progress,
+            warnings=(f"left out, the first demonstration does not have it: {path}" for path in strange),
+            config=config,
+            fields=declared,
+            clocks=clocks,
+            columns=columns,
+            **options,
+        )
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,20 +214,35 @@ class NpzReader:
             self._drain(file, name)
         return array.T if member.fortran else array
 
-    def _plain_rows(self, name: str) -> Iterator[Array]:
+    def runs(self, name: str, counts: Iterable[int]) -> Iterator[Array]:
+        """The rows of a plain key, so many at a time as ``counts`` says; those that it leaves over are passed by."""
+        member = self.member(name)
+        if member.dtype.hasobject or not member.shape:
+            raise FormatError(f"{self._place(name)} is no plain array with rows", hint="read() it")
+        if member.fortran and len(member.shape) > 1:
+            array, at = self._plain(name), 0
+            for count in counts:
+                yield array[at : at + count]
+                at += count
+            return
+        given = 0
+        with self._opened(name) as (file, _):
+            for count in counts:
+                given += count
+                rows = np.empty((count, *member.shape[1:]), member.dtype)
+                if rows.size:
+                    self._fill(file, rows.reshape(-1).view(np.uint8).data, name)
+                yield rows
+            if given < member.shape[0]:
+                file.skip(member.raw_bytes)
+            self._drain(file, name)
+
+    def _plain_rows(self, name: str) -> Iterator[Any]:
         member = self.member(name)
         if not member.shape:
             raise FormatError(f"{self._place(name)} is one value, without elements", hint="read() it")
-        if member.fortran and len(member.shape) > 1:
-            yield from self._plain(name)
-            return
-        with self._opened(name) as (file, _):
-            for _ in range(member.shape[0]):
-                row = np.empty(member.shape[1:], member.dtype)
-                if row.size:
-                    self._fill(file, row.reshape(-1).view(np.uint8).data, name)
-                yield row[()] if not row.shape else row
-            self._drain(file, name)
+        for row in self.runs(name, (1 for _ in range(member.shape[0]))):
+            yield row[0]
 
     def _fill(self, file: Content, target: memoryview, name: str) -> None:
         done = 0

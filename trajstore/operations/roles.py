@@ -14,14 +14,14 @@ ended there. T rows of observations have no final one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trajstore.dataset import Dataset, Trajectory
-from trajstore.errors import SchemaError
+from trajstore.errors import NotFoundError, SchemaError
 from trajstore.format.schema import MAIN_CLOCK, Field
 
 Array = np.ndarray[Any, Any]
@@ -68,6 +68,23 @@ class Episode:
         return len(self.rewards)
 
 
+def chosen(dataset: Dataset, fields: Sequence[str] | None, known: Iterable[str] | None = None) -> list[str]:
+    """Paths of the fields that ``fields`` names, each one or all inside a group of that name; ``None``: all there are.
+
+    ``known`` : what there is, by default the dataset's fields. Raises ``NotFoundError`` for a name that is none.
+    """
+    there = list(dataset.fields if known is None else known)
+    if fields is None:
+        return there
+    wanted = set()
+    for name in fields:
+        found = [path for path in there if path == name or path.startswith(f"{name}/")]
+        if not found:
+            raise NotFoundError(f"there is no field {name!r}", hint="there are " + ", ".join(there))
+        wanted.update(found)
+    return [path for path in there if path in wanted]
+
+
 def find_roles(dataset: Dataset, fields: Sequence[str] | None = None, **given: str) -> Roles:
     """The roles of a dataset's fields, by name.
 
@@ -79,8 +96,7 @@ def find_roles(dataset: Dataset, fields: Sequence[str] | None = None, **given: s
 
     Raises ``SchemaError`` if there are no observations or actions, or their lengths fit no convention.
     """
-    known = dataset.fields
-    paths = {path: spec for path, spec in known.items() if fields is None or path in fields}
+    paths = {path: dataset.fields[path] for path in chosen(dataset, fields)}
     for role in given:
         if role not in _NAMES:
             raise SchemaError(f"{role!r} is no role", hint="roles are " + ", ".join(_NAMES))
