@@ -74,9 +74,16 @@ def recover(storage: Storage) -> None:
 
 
 def discard(storage: Storage, *keys: str) -> None:
-    """Remove files or folders; each leaves its name in one step, so that nobody sees half of it.
+    """Remove files or folders; each leaves its name in one step, so that nobody sees half of it."""
+    for key in hide(storage, *keys):
+        storage.remove(key)
 
-    The renames are made durable before the first byte goes: else a crash could bring a name back, hollow.
+
+def hide(storage: Storage, *keys: str) -> list[str]:
+    """Take files or folders from their names, durably; returns where they wait to be removed.
+
+    The renames are made durable before the first byte goes: else a crash could bring a name back, hollow. What is
+    not removed then, :func:`recover` removes.
     """
     folders: set[str] = set()
     trash: list[str] = []
@@ -93,8 +100,7 @@ def discard(storage: Storage, *keys: str) -> None:
         storage.sync_folder(_TRASH)
     for folder in folders:
         storage.sync_folder(folder)
-    for key in trash:
-        storage.remove(key)
+    return trash
 
 
 def adopt(storage: Storage, source: str, target: str) -> dict[str, tuple[int, int]]:
