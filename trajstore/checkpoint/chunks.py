@@ -19,6 +19,8 @@ from trajstore.format.checksum import crc32c
 from trajstore.media.shard import decode_frame
 from trajstore.media.storage import Storage
 
+_CRC = struct.Struct("<I")  # as Zarr's codec crc32c puts it behind a chunk
+
 
 class Pool:
     """A few threads that run calls, and end with it; with none, calls run where they are made.
@@ -111,20 +113,19 @@ def write_chunk(
         whole = np.zeros(array.chunk, array.stored)
         whole[: len(values)] = values
         values = whole
-    body, check = _encode(values)
-    storage.write(key, [body, check])
-    return Chunk(len(body) + len(check), crc32c(check, crc32c(body)), raw), False
+    body = _encode(values)
+    crc = crc32c(body)
+    # In two pieces: joining them would hold every other thread for as long as 4 MB take to copy.
+    storage.write(key, [body, _CRC.pack(crc)])
+    return Chunk(len(body) + _CRC.size, crc, raw), False
 
 
-def _encode(values: np.ndarray[Any, Any]) -> tuple[bytes, bytes]:
-    """A Blosc frame, and its crc32c as Zarr's codec puts it behind.
-
-    In two pieces: joining them would hold every other thread for as long as 4 MB take to copy.
-    """
+def _encode(values: np.ndarray[Any, Any]) -> bytes:
+    """A Blosc frame."""
     if values.dtype.kind in "bc":  # the codec takes its type size from the buffer, and some buffers do not say
         values = values.view(f"V{values.itemsize}" if values.dtype.kind == "c" else np.uint8)
     body: bytes = blosc.compress(values, CODEC.cname.encode(), CODEC.clevel, CODEC.shuffle_code, CODEC.blocksize)
-    return body, struct.pack("<I", crc32c(body))
+    return body
 
 
 def _unchanged(storage: Storage, before: tuple[str, Chunk], array: FlatArray, number: int, data: Bytes) -> bool:
@@ -146,8 +147,9 @@ def read_chunk_into(storage: Storage, folder: str, array: FlatArray, number: int
     """Check one chunk's file against the record and decode it into ``out``, which ends where the array does."""
     key = chunk_key(f"{folder}/{array.name}" if folder else array.name, number)
     try:
-        frame = storage.read(key)
-        if len(frame) != chunk.length or crc32c(frame) != chunk.crc:
+        frame = np.frombuffer(storage.read(key), np.uint8)  # of which parts are views
+        # Whether the frame is what its own checksum says, decoding sees; here, whether it is the one that was written.
+        if len(frame) != chunk.length or int.from_bytes(frame[-_CRC.size :].tobytes(), "little") != chunk.crc:
             raise CorruptionError("it is not the file that the record names")
         whole = out
         if len(out) < array.chunk * array.itemsize:

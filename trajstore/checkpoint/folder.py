@@ -20,6 +20,7 @@ from trajstore.media.publish import ensure_folder, publish_file, recover
 from trajstore.media.storage import LocalStorage, Storage
 
 RULES = f"{PRIVATE}/rules.json"
+_REMOVERS = 16  # threads: removing is waiting for the file system
 _USUAL = (
     "reward_mean",
     "episode_reward_mean",
@@ -74,7 +75,9 @@ class OwnFolder:
         return sorted(name for name in self.shelf.names() if name not in readable)
 
     def discard(self, names: Sequence[str]) -> None:
-        self.shelf.discard(*names)
+        pool = Pool(_REMOVERS if len(names) > _REMOVERS else 0)
+        self.shelf.discard(*names, pool=pool)
+        pool.close()
 
     def history(self) -> list[dict[str, Any]]:
         return [{"step": e["step"], **e["metrics"]} for e in History(self.storage, HISTORY).read()]

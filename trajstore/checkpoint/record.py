@@ -34,7 +34,7 @@ _MAX_RECORD = 64 << 20
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk file: its length and crc32c, and the crc32c of what it decodes to."""
+    """One chunk file: its length, the crc32c that it ends with, and the crc32c of what it decodes to."""
 
     length: int
     crc: int

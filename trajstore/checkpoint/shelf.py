@@ -8,11 +8,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from trajstore.checkpoint.chunks import Pool
 from trajstore.checkpoint.record import Record, from_bytes
 from trajstore.checkpoint.retention import Candidate, ranked
 from trajstore.errors import NotFoundError, TrajstoreError
 from trajstore.format.layout import PRIVATE, ROOT
-from trajstore.media.publish import discard, ensure_folder, publish_file
+from trajstore.media.publish import ensure_folder, hide, publish_file
 from trajstore.media.storage import Storage
 
 LOCK = f"{PRIVATE}/lock"
@@ -155,12 +156,14 @@ class Shelf:
             name, number = f"step-{step:012d}-{number}", number + 1
         return name + suffix
 
-    def discard(self, *names: str) -> None:
-        """Remove checkpoints and what was said of them."""
-        discard(self.storage, *names)
-        for name in names:
-            self.storage.remove(f"{_MARKS}/{name}.json")
-            with self._guard:
+    def discard(self, *names: str, pool: Pool | None = None) -> None:
+        """Remove checkpoints and what was said of them; ``pool`` where they are many: a folder's end takes a while."""
+        trash = hide(self.storage, *names)
+        marked = set(self.storage.list(_MARKS))
+        trash += [f"{_MARKS}/{name}.json" for name in names if f"{name}.json" in marked]
+        (pool or Pool(0)).map(self.storage.remove, [(key,) for key in trash])
+        with self._guard:
+            for name in names:
                 self._records.pop(name, None)
 
     def marks(self) -> dict[str, dict[str, Any]]:
