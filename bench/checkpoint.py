@@ -101,10 +101,10 @@ def _discounted(rewards: Any, gamma: float = 0.99) -> Any:
 
 @cache
 def trained(short: bool) -> Training:
-    """Some hundred steps; made once for all rows."""
+    """Some hundred steps; made once for all rows. A short run's is a third as large."""
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    training = Training()
-    for _ in range(100 if short else 300):
+    training = Training(1024 if short else 2048)
+    for _ in range(60 if short else 300):
         training.step()
     return training
 
@@ -176,7 +176,7 @@ def held(bench: Bench) -> Iterator[Claim]:
         pass
     dcp = _DcpAsync(scratch, state)
     work["dcp.async_save"] = dcp.save
-    times = bench.compare(work, prepare=settle, repeats=5 if bench.short else 15)
+    times = bench.compare(work, prepare=settle, repeats=3 if bench.short else 10)
     dcp.close()
     ckpts.close()
     lazy.close()
@@ -361,7 +361,7 @@ class _Lz4Saver:
 def sizes(bench: Bench) -> Iterator[Claim]:
     """Bytes of a trained state by each way of storing it, over the raw bytes; and the honest part about LZ4."""
     training = trained(bench.short)
-    fresh = Training()
+    fresh = Training(1024 if bench.short else 2048)
     fresh.step()
     cases = {
         "trained weights and Adam": training.state(),

@@ -152,6 +152,11 @@ def append(bench: Bench) -> Iterator[Claim]:
             with _encoding(trajectories[0][0]["obs"]):
                 rounds["busy"].append(_held(stored, copied, rows, count, turn))
         peak = peak_of(lambda: stored(1))[1], peak_of(lambda: copied(1))[1]
+    stalls = [_seconds(lambda: users_layout.write(bench.scratch("stall"), data.routes(25 * _STEPS))) for _ in range(3)]
+    held = [each.quantile(0.99, 0) for each in rounds["in turn"]]
+    note = f"{statistics.median(stalls) * 1e3:.0f} ms every 25 routes"
+    worst = Ratio.of([stall / wait for stall, wait in zip(stalls, held)])
+    yield Claim("longest wait of a collector's caller, 99th percentile", USERS, worst, "", note)
     for title, quantile in (("median", 0.5), ("99th percentile", 0.99)):
         for peer, ours, theirs in (
             (f"{_COPIES}, in turn", "in turn", "in turn"),
@@ -179,6 +184,12 @@ class Held(NamedTuple):
 
     def quantile(self, quantile: float, which: int) -> float:
         return float(np.quantile(self[which], quantile))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
 
 
 def _held(

@@ -134,7 +134,7 @@ def random_steps(bench: Bench) -> Iterator[Claim]:
 
             zarr_python.create(bench.folder / "zarr.random", rows, chunk=1, shard=None, codec=codec)
             array = zarr_python.opened(bench.folder / "zarr.random")
-            return lambda: array.oindex[chosen]
+            return lambda: zarr_python.rows_of(array, chosen)
 
         def tensorstore(codec: Any = codec, chosen: Any = chosen) -> Callable[[], Any]:
             from bench.peers import tensorstore_

@@ -1,4 +1,8 @@
-"""TensorStore on local files, with threads for the cores there are."""
+"""TensorStore on local files: a thread of copies and decoding for each core, 16 of files, nothing held in its cache.
+
+Its documentation advises to raise ``file_io_concurrency`` where reads are small; beyond 16 nothing changed here, nor
+with batches (``ts.Batch``), nor with one index for all windows, which was slower.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ def context(cache: int = 0) -> Any:
     return ts.Context(
         {
             "data_copy_concurrency": {"limit": os.cpu_count()},
-            "file_io_concurrency": {"limit": 4},
+            "file_io_concurrency": {"limit": 16},
             "cache_pool": {"total_bytes_limit": cache},
         }
     )

@@ -1,4 +1,10 @@
-"""zarr-python 3, with its own codec pipeline or with that of zarrs."""
+"""zarr-python 3, with its own codec pipeline or with that of zarrs.
+
+Its performance guide names ``async.concurrency`` and ``threading.max_workers``, chunks and shards. From 4 to 64 at once
+made no difference on local files, so its own settings stand; the chunks are those at which it was fastest. Unsorted
+rows are asked for in their order, which takes a fifth less than ``oindex`` does to sort them by itself. Of zarrs the
+same holds for ``chunk_concurrent_minimum`` from 1 to 8; both check what trajstore checks.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +40,14 @@ def create(path: Path, rows: np.ndarray[Any, Any], *, chunk: int, shard: int | N
 
 def opened(path: Path) -> Any:
     return zarr.open_array(str(path), mode="r")
+
+
+def rows_of(array: Any, numbers: np.ndarray[Any, Any]) -> Any:
+    """Rows by number, in any order."""
+    order = np.argsort(numbers, kind="stable")
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return array.oindex[numbers[order]][back]
 
 
 @contextmanager
