@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from tests.campaign.explorer import Explorer, workloads
+from tests.campaign import reworks, shelves
+from tests.campaign.explorer import Explorer, Violation, workloads
 
 SHORT = list(workloads(3))
 random.Random(0).shuffle(SHORT)
@@ -42,3 +43,27 @@ def test_long_workloads_on_several_clocks(seed: int) -> None:
         explorer.workload("".join(draw.choices("aafbrcd", k=draw.randint(5, 8))), wide=True)
     print(dict(explorer.counts))
     assert explorer.counts["covered"] > 100_000
+
+
+@pytest.mark.parametrize("name", reworks.OPERATIONS)
+def test_every_image_of_operations_on_whole_stores(name: str) -> None:
+    counts = reworks.power_failures(name, 0, 0, cover=True)
+    print(dict(counts))
+    assert counts["moments covered"] > 40 and counts["covered"] > 500_000
+
+
+def test_an_operation_that_leaves_out_its_syncs_would_be_seen() -> None:
+    with pytest.raises(Violation):
+        reworks.power_failures("merge", 0, 0, cover=True, wrap=reworks.unsynced)
+
+
+def test_every_image_of_checkpoints() -> None:
+    counts = shelves.explore(resumes=30)
+    print(dict(counts))
+    assert counts["covered"] > 1_000_000
+
+
+@pytest.mark.parametrize("mutant", shelves.MUTANTS)
+def test_checkpoints_that_leave_out_a_sync_would_be_seen(mutant: str) -> None:
+    with pytest.raises(Violation):
+        shelves.explore(5, mutant)

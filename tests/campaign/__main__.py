@@ -68,8 +68,41 @@ def readers(seed: int) -> Counter[str]:
     return campaign.campaign(10, seed)
 
 
+def reworks(seed: int) -> Counter[str]:
+    """Power failures in merges, splits, compactions, deletions and derived arrays."""
+    from tests.campaign import reworks as campaign
+
+    return campaign.campaign(10, 2, seed)
+
+
+def shelves(seed: int) -> Counter[str]:
+    """Power failures while checkpoints are saved and removed."""
+    from tests.campaign import shelves as campaign
+
+    return campaign.campaign(seed)
+
+
+def transfers(seed: int) -> Counter[str]:
+    """Imports, exports, verifications and reworks of real stores, killed."""
+    from tests.campaign import transfers as campaign
+
+    return campaign.campaign(4, seed)
+
+
+def fuzz(seed: int) -> Counter[str]:
+    """Inputs to the parsers, made from valid ones."""
+    from itertools import islice
+
+    from tests.campaign import fuzz as campaign
+
+    counts = Counter(campaign.one(data) for data in islice(campaign.mutants(seed), 20_000))
+    counts["inputs"] = sum(counts.values())
+    return counts
+
+
 CAMPAIGNS: dict[str, Callable[[int], Counter[str]]] = {
-    function.__name__: function for function in (images, zombies, damage, faults, kills, readers)
+    function.__name__: function
+    for function in (images, zombies, damage, faults, kills, readers, reworks, shelves, transfers, fuzz)
 }
 
 
