@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, set[str]]] = [
         {"checkpoint", "collect", "exporters", "importers", "monitor", "run", "torch", "view"},
     ),
     ("compat: other systems' names, made of what stands below", {"compat", "demo", "vectordemo"}),
-    ("command line", {"cli"}),
+    ("command line", {"cli", "__main__"}),
 ]
 CORE = 4  # floors below this one work with NumPy, numcodecs and google-crc32c alone
 # On these floors no room imports its neighbour; in these packages no file imports another.

@@ -23,6 +23,7 @@ from trajstore.format.expression import Expression
 from trajstore.format.layout import COMMITS, ROOT, is_temporary
 from trajstore.format.schema import MAIN_CLOCK
 from trajstore.media.hdf5storage import Hdf5Storage, is_hdf5
+from trajstore.media.remotestorage import RemoteStorage, is_url
 from trajstore.media.storage import LocalStorage, Storage
 
 __all__ = ["LENGTH", "Batch", "Dataset", "Place", "Rows", "StepRows", "Table", "Trajectory", "open", "stores"]
@@ -34,14 +35,21 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 CACHE_BYTES = 64 << 20
 
 
-def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Dataset:
+def open(
+    path: Place | Sequence[Place],
+    *,
+    cache_bytes: int = CACHE_BYTES,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Dataset:
     """Open a store, the parts under a folder, or a list of these, as one dataset.
 
     Parameters
     ----------
     path : a store's folder, or an HDF5 file that was exported from one; a folder of stores (their order is that of
-        their names, ``rank2`` before ``rank10``); or a list of such.
+        their names, ``rank2`` before ``rank10``); a URL of either folder, such as ``"s3://bucket/run"``; or a list of
+        such.
     cache_bytes : memory for decoded chunks, shared by all fields.
+    storage_options : of URLs, for fsspec: credentials, an endpoint.
 
     Returns
     -------
@@ -54,10 +62,13 @@ def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Da
         There is no store.
     FormatError
         There is one that this version cannot read, or that is damaged.
+    StorageError, MissingDependencyError
+        It cannot be reached.
     """
     places: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
     if not places:
         raise NotFoundError("no store was given")
+    places = [RemoteStorage(place, dict(storage_options or {})) if is_url(place) else place for place in places]
     cache = ChunkCache(cache_bytes)
     snapshots = tuple(Snapshot.of(storage, cache) for place in places for storage in stores(place))
     return Dataset(tuple(places), snapshots, cache)
@@ -65,9 +76,9 @@ def open(path: Place | Sequence[Place], *, cache_bytes: int = CACHE_BYTES) -> Da
 
 def stores(place: Place) -> list[Storage]:
     """The stores that a path stands for: itself, or the parts directly inside it."""
-    if isinstance(place, (str, os.PathLike)) and is_hdf5(place):
-        return [Hdf5Storage(place)]
-    storage: Storage = LocalStorage(place) if isinstance(place, (str, os.PathLike)) else place
+    storage = _storage(place)
+    if isinstance(storage, Hdf5Storage):
+        return [storage]
     if _is_store(storage, "") and not is_root_of_parts(storage):
         return [storage]
     names = [name for name in storage.list("") if not is_temporary(name) and _is_store(storage, f"{name}/")]
@@ -75,6 +86,14 @@ def stores(place: Place) -> list[Storage]:
     if not parts and is_root_of_parts(storage):
         raise NotFoundError(f"no part of {storage.describe()} has been committed yet", hint="open it again later")
     return parts or [storage]  # reading the storage itself then says what is missing
+
+
+def _storage(place: Place) -> Storage:
+    if not isinstance(place, (str, os.PathLike)):
+        return place
+    if is_url(place):
+        return RemoteStorage(str(place))
+    return Hdf5Storage(place) if is_hdf5(place) else LocalStorage(place)
 
 
 def _is_store(storage: Storage, prefix: str) -> bool:

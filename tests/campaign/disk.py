@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StorageError
-from trajstore.media.storage import Piece, Storage
+from trajstore.media.storage import LocalStorage, Piece, Storage
 
 ABOVE = 0  #: the folder in which the storage's root stands
 STORE = "store"
@@ -101,6 +101,9 @@ class MemoryLock:
 
 class MemoryStorage:
     """The storage port over a :class:`Disk`."""
+
+    gap = LocalStorage.gap
+    streams = LocalStorage.streams
 
     def __init__(self, disk: Disk, root: str) -> None:
         self.disk = disk
@@ -301,7 +304,7 @@ class Tapped:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.inner, name)
-        if name in ("describe", "root", "disk"):
+        if name in ("describe", "root", "disk", "gap", "streams"):
             return method
         if name == "child":
             return lambda key: Tapped(method(key), self.tap)

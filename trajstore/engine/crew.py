@@ -11,19 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 #: Threads that work at once, the caller's among them: one for each core that the process may use.
 SIZE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
-_executor: ThreadPoolExecutor | None = None
+_executors: dict[int, ThreadPoolExecutor] = {}
 _guard = threading.Lock()
 
 
-def share(work: Callable[[int], None], count: int) -> None:
+def share(work: Callable[[int], None], count: int, threads: int = SIZE) -> None:
     """Call ``work`` with every number below ``count``, each once, in no order; return when all calls have.
+
+    threads : that take part; more than there are cores for work that waits.
 
     The first error is raised again, when no thread works on it any more. The caller's thread takes part, so that this
     may be called from within ``work``, and by any number of threads at once: what the pool has no thread for, the
     caller does.
     """
     numbers = iter(range(count))
-    helpers = [_pool().submit(_run, work, numbers) for _ in range(min(SIZE, count) - 1)]
+    helpers = [_pool(threads).submit(_run, work, numbers) for _ in range(min(threads, count) - 1)]
     error: BaseException | None = None
     try:
         _run(work, numbers)
@@ -45,17 +47,16 @@ def _run(work: Callable[[int], None], numbers: Iterator[int]) -> None:
         raise
 
 
-def _pool() -> ThreadPoolExecutor:
-    global _executor
+def _pool(threads: int) -> ThreadPoolExecutor:
     with _guard:
-        if _executor is None:
-            _executor = ThreadPoolExecutor(max(SIZE - 1, 1), thread_name_prefix="trajstore-crew")
-        return _executor
+        if threads not in _executors:
+            _executors[threads] = ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="trajstore-crew")
+        return _executors[threads]
 
 
-def _forget_pool() -> None:
-    global _executor, _guard
-    _executor, _guard = None, threading.Lock()
+def _forget_pools() -> None:
+    global _executors, _guard
+    _executors, _guard = {}, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_pool)
+os.register_at_fork(after_in_child=_forget_pools)

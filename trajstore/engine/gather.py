@@ -22,7 +22,6 @@ Lengths = Callable[[int], "int | None"]
 Array = np.ndarray[Any, Any]
 
 _READ_BYTES = 4 << 20  # frames that lie side by side are read together, up to this
-_READ_GAP = 4096  # bytes between two frames that are cheaper to read than to skip
 _FEW_CHUNKS = 4  # a longer stretch is read once and would only push other chunks out of the cache
 _FEW_PIECES = 3  # of one chunk that are copied one by one; more are copied by their row numbers
 _ALONE_BYTES = 512 << 10  # decoded bytes that one thread has done before another would have begun
@@ -226,15 +225,19 @@ class ArrayReader:
         stride = 1
         if block is not None:
             stride = block.stride(self.rows // layout.chunk_rows * block.chunk_bytes, count * block.chunk_bytes)
-        share = max(1, min(-(-count // (4 * crew.SIZE)), _PART_BYTES // layout.chunk_bytes))
-        share = max(share, (_ALONE_BYTES // 2) // layout.chunk_bytes)
+        threads = self.storage.streams or crew.SIZE
+        share = max(1, min(-(-count // (4 * threads)), _PART_BYTES // layout.chunk_bytes))
+        if not self.storage.streams:
+            share = max(share, (_ALONE_BYTES // 2) // layout.chunk_bytes)
         keep = None if block is None else (block, stride)
-        if count <= share or crew.SIZE == 1:
+        if count <= share or threads == 1:
             self._fill(work, 0, count, out, keep)
             return
-        crew.share(
-            lambda part: self._fill(work, part * share, min(part * share + share, count), out, keep), -(-count // share)
-        )
+
+        def part(number: int) -> None:
+            self._fill(work, number * share, min(number * share + share, count), out, keep)
+
+        crew.share(part, -(-count // share), threads)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -299,14 +302,14 @@ class ArrayReader:
     def _frames(self, key: str, wanted: list[tuple[int, int, int]]) -> Iterator[tuple[Array, int]]:
         """Each wanted (offset, size, what for): frame, what for; neighbours in the file come from one read."""
         wanted.sort()
-        at, count = 0, len(wanted)
+        at, count, gap = 0, len(wanted), self.storage.gap
         while at < count:
             start, size, what = wanted[at]
             stop = start + size
             end = at + 1
             while end < count:
                 offset, size, _ = wanted[end]
-                if offset > stop + _READ_GAP or offset + size - start > _READ_BYTES:
+                if offset > stop + gap or offset + size - start > _READ_BYTES:
                     break
                 stop = max(stop, offset + size)
                 end += 1

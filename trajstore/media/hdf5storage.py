@@ -12,7 +12,6 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ import numpy as np
 from trajstore.errors import CorruptionError, FormatError, MissingDependencyError, NotFoundError, StateError
 from trajstore.format.checksum import crc32, crc32c
 from trajstore.format.layout import MISSING, ROOT, ArrayLayout
-from trajstore.media.storage import LocalStorage, Lock, Piece, Storage
+from trajstore.media.readonly import ReadOnly
+from trajstore.media.storage import LocalStorage, Storage
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MANIFEST = "manifest"
@@ -48,11 +48,14 @@ def h5py_module() -> Any:
     return h5py
 
 
-class Hdf5Storage:
+class Hdf5Storage(ReadOnly):
     """The port's reading half, on a file that ``exporters.hdf5`` wrote; every writing operation is refused.
 
     Nothing grows here, so a shard's length is what ``size`` says.
     """
+
+    gap = LocalStorage.gap
+    streams = LocalStorage.streams
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
@@ -93,9 +96,6 @@ class Hdf5Storage:
 
     def list(self, folder: str) -> list[str]:
         return [ROOT] if not folder else []
-
-    def holder(self, key: str) -> dict[str, object] | None:
-        return None
 
     def _manifest(self) -> bytes:
         h5py = h5py_module()
@@ -156,48 +156,11 @@ class Hdf5Storage:
             raise CorruptionError(f"the chunks of {self.describe(layout.path)} cannot be found: {error}") from error
         return np.array(found, np.int64).reshape(-1, 3)
 
-    # -- writing: refused ------------------------------------------------------------------------------------------
-
     def _refuse(self) -> StateError:
         return StateError(
             f"{self.path} is a sealed HDF5 file, which is only read",
             hint="`trajstore import` makes a store of it, which can be written",
         )
-
-    def make_root(self) -> bool:
-        raise self._refuse()
-
-    def make_folder(self, folder: str) -> None:
-        raise self._refuse()
-
-    def write(
-        self, key: str, pieces: Sequence[Piece], *, base: tuple[str, int] | None = None, sync: bool = True
-    ) -> None:
-        raise self._refuse()
-
-    def append(self, key: str, data: Piece, *, sync: bool = True) -> None:
-        raise self._refuse()
-
-    def rename(self, source: str, target: str) -> None:
-        raise self._refuse()
-
-    def link(self, source: str, target: str) -> None:
-        raise self._refuse()
-
-    def link_from(self, other: Storage, source: str, target: str) -> None:
-        raise self._refuse()
-
-    def copy_from(self, other: Storage, source: str, length: int, target: str) -> None:
-        raise self._refuse()
-
-    def remove(self, key: str) -> None:
-        raise self._refuse()
-
-    def sync_folder(self, folder: str) -> None:
-        raise self._refuse()
-
-    def lock(self, key: str) -> Lock:
-        raise self._refuse()
 
 
 def _indexes(layout: ArrayLayout, chunks: np.ndarray[Any, Any]) -> dict[int, bytes]:

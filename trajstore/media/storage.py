@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import stat
 import threading
@@ -29,12 +30,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StorageError
+from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StateError, StorageError
 
 Piece = bytes | bytearray | memoryview
 
 _OPEN_FILES = 256  # read descriptors kept, by all storages together; a process may often hold no more than 1,024
 _IOV_MAX = 512
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a pathlib.Path of a URL has one slash
 _COPY_STEP = 1 << 30
 _LOCK_PATIENCE = 0.5  # seconds; whoever merely asks whether a writer lives holds the lock for microseconds
 
@@ -46,7 +48,14 @@ class Lock(Protocol):
 
 
 class Storage(Protocol):
-    """What the engine needs of a disk."""
+    """What the engine needs of a disk.
+
+    gap : bytes between two that are wanted which are cheaper to read than to skip.
+    streams : reads that are worth asking for at once, because they wait for something else than a core; 0 if none are.
+    """
+
+    gap: int
+    streams: int
 
     def describe(self, key: str = "") -> str:
         """The place that ``key`` names, as a person would write it; for messages."""
@@ -122,7 +131,15 @@ class Storage(Protocol):
 class LocalStorage:
     """A folder of a local file system. Picklable: descriptors stay behind."""
 
+    gap = 4096
+    streams = 0
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        if _URL.match(os.fspath(root)):
+            raise StateError(
+                f"{os.fspath(root)} is a URL, and this takes a local path",
+                hint="remote stores are only read: trajstore.open(url), with the URL as a str",
+            )
         self.root = os.path.abspath(os.fspath(root))
         self._files: dict[str, _ReadFile] = {}
         self._lost: set[str] = set()  # folders of which a sync has failed
