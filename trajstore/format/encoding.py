@@ -155,9 +155,9 @@ class Lookup:
             np.divide(stored, self._divisor, out=out, dtype=self.dtype, casting="unsafe")
         elif self._pairs is not None and not stored.size % 2 and out.flags.c_contiguous and stored.flags.c_contiguous:
             two, values = stored.reshape(-1).view(np.uint16), out.reshape(-1).view(np.uint32)
-            np.take(self._pairs, two, out=values, mode="clip")  # "clip" lets NumPy write into ``out`` as it goes
+            np.take(self._pairs, two, out=values, mode="wrap")  # unlike "raise" it writes into ``out`` as it goes
         else:
-            np.take(self._table, stored, out=out, mode="clip")
+            np.take(self._table, stored, out=out, mode="wrap")
 
 
 def _pair_table(table: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
