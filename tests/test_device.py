@@ -266,3 +266,29 @@ def test_pinned_memory_on_the_host_is_copied_at_once(tmp_path: Path) -> None:
     ds = trajstore.open(tmp_path / "s")
     assert ds[0]["x"][:].max() == 0
     assert ds[1]["x"][:].min() == 5
+
+
+def test_a_writer_may_be_abandoned_while_something_is_on_its_way(
+    tmp_path: Path, on: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, abandoned = threading.Event(), threading.Event()
+    wait, join = device.Transfer.wait, threading.Thread.join
+
+    def late(self: Any) -> None:
+        waiting.set()
+        assert abandoned.wait(60)
+        wait(self)
+
+    def joined(self: Any, timeout: float | None = None) -> None:
+        if self.name == "trajstore-staging":  # what waited has been dropped
+            abandoned.set()
+        join(self, timeout)
+
+    monkeypatch.setattr(device.Transfer, "wait", late)
+    monkeypatch.setattr(threading.Thread, "join", joined)
+    writer = trajstore.create(tmp_path / "s", commit_every=None)
+    writer.append({"x": np.zeros(2, np.float32)})
+    writer.append({"x": on(torch.zeros(2))})
+    assert waiting.wait(60)
+    writer.abandon()
+    assert len(trajstore.open(tmp_path / "s")) == 0

@@ -54,7 +54,9 @@ class Cuda:
                 for source, target in zip(sources, targets):
                     if source.device == device:
                         target.copy_(source, non_blocking=True)
-                events.append(side.record_event())
+                event = torch.cuda.Event(blocking=True)  # a thread that spins would take a core from the environments
+                event.record(side)
+                events.append(event)
         return events[0] if len(events) == 1 else _All(events)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Any:

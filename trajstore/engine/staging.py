@@ -87,7 +87,7 @@ class Staging:
                     self._changed.wait()
                 if not self._waiting:
                     return
-                staged, key = self._waiting[0]
+                staged, key = self._waiting.popleft()
             try:
                 staged.transfer.wait()
                 self._append_patiently(staged)
@@ -95,7 +95,6 @@ class Staging:
                 self._failure = error
                 return
             with self._changed:
-                self._waiting.popleft()
                 self.count -= 1
                 self._nbytes -= staged.nbytes
                 if key is not None:
