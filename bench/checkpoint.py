@@ -279,7 +279,7 @@ def stall(bench: Bench) -> Iterator[Claim]:
 def training_rate(bench: Bench) -> Iterator[Claim]:
     """Training iterations a second with a save every few iterations; all ways in turn, round after round."""
     training = Training(512) if bench.short else copy.deepcopy(trained(bench.short))
-    every, count = (10, 30) if bench.short else (20, 60)
+    every, count = (10, 30) if bench.short else (20, 40)
     training.step()
     folder = bench.scratch("training")
     threads = max(1, (os.cpu_count() or 2) - 1)
@@ -317,7 +317,7 @@ def training_rate(bench: Bench) -> Iterator[Claim]:
         if saver is not None:
             saver.wait()
 
-    times = bench.compare(work, prepare=settle, repeats=3 if bench.short else 5)
+    times = bench.compare(work, prepare=settle, repeats=2 if bench.short else 3)
     settle("")
     ckpts.close()
     lazy.close()
@@ -511,7 +511,7 @@ def save_rate(bench: Bench) -> Iterator[Claim]:
         except ImportError:
             pass
         raw = sum(tensor.nbytes for tensor in flat_tensors(state))
-        times = bench.compare(work, repeats=3)
+        times = bench.compare(work, repeats=2 if bench.short else 3)
         ckpts.close()
         rates = ", ".join(f"{name} {raw / times.median(name) / 1e6:.0f} MB/s" for name in work)
         for peer in list(work)[1:]:
@@ -521,7 +521,7 @@ def save_rate(bench: Bench) -> Iterator[Claim]:
 @row("checkpoint-disk")
 def disk(bench: Bench) -> Iterator[Claim]:
     """Disk for a run of many saves of a small actor-critic under each rule, over all as ``torch.save`` files."""
-    count = 200 if bench.short else 1000
+    count = 100 if bench.short else 500
     rng = np.random.default_rng(0)
     frozen = {"encoder": torch.from_numpy(rng.standard_normal(200_000).astype("f4"))}
     rules: dict[str, dict[str, Any]] = {

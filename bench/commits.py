@@ -32,7 +32,7 @@ def commits(bench: Bench) -> Iterator[Claim]:
     rate = 8_000 / (time.perf_counter() - begun)
     for title, timer, seconds, repeats, bar in (
         ("durable commits each second", 1.0, 2.5 if bench.short else 5.0, 2 if bench.short else 5, "<= 1.05"),
-        ("durable commits at the default timer", 10.0, 13.0, 3, "<= 1.02"),
+        ("durable commits at the default timer", 10.0, 12.0, 2, "<= 1.02"),
     ):
         if bench.short and timer > seconds / 2:
             continue
@@ -112,7 +112,7 @@ def amplification(bench: Bench) -> Iterator[Claim]:
     An interval of the timer is squeezed into a fifth of a second, and gets the rows of a whole one: ten seconds of
     collecting at the default timer, one where commits come each second.
     """
-    intervals = 10 if bench.short else 40
+    intervals = 10 if bench.short else 30
     route = data.routes(1_000)
     rows = np.random.default_rng(0).normal(size=(10_000, 8)).astype(np.float32)
 

@@ -93,7 +93,7 @@ def ingest(bench: Bench) -> Iterator[Claim]:
         )
     except ImportError:
         pass
-    times = bench.compare(work, prepare=prepare, repeats=2 if bench.short else 5)
+    times = bench.compare(work, prepare=prepare, repeats=2 if bench.short else 3)
     for profile in PROFILES:
         if not np.array_equal(trajstore.open(places[profile]).read("obs"), frames):
             raise ValueError("what was read is not what was appended")
@@ -129,7 +129,7 @@ def append(bench: Bench) -> Iterator[Claim]:
     two threads that encode all the time, and the copies once with nothing else running.
     """
     trajectories = [data.trajectory(route) for route in data.routes(2_000)]
-    count = 120 if bench.short else 400
+    count = 100 if bench.short else 200
     with trajstore.create(bench.scratch("append") / "s", commit_every=2.0) as writer:
 
         def stored(number: int) -> None:

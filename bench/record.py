@@ -62,7 +62,7 @@ def recording(bench: Bench) -> Iterator[Claim]:
         steps["torch tensors"] = [_tensors(values) for values in arrays]
     except ImportError:
         pass
-    count, rounds = (60, 3) if bench.short else (200, 7)
+    count, rounds = (60, 3) if bench.short else (120, 7)
     for kind, given in steps.items():
         taken = _Taken()
         with trajstore.create(bench.scratch("recording") / "s", profile="fast") as writer:

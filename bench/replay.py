@@ -267,7 +267,7 @@ def loader(bench: Bench) -> Iterator[Claim]:
         from trajstore.torch import Loader, WindowDataset, collate
     except ImportError as error:
         raise SkipRow(str(error)) from error
-    steps, batch, length = (1_000, 32, 4) if bench.short else (2_500, 64, 4)
+    steps, batch, length = (600, 32, 4) if bench.short else (2_500, 64, 4)
     frames = data.stored_frames(steps)
     path = bench.folder / f"loader.{steps}"
     if not path.exists():
