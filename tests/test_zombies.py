@@ -6,14 +6,18 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import trajstore
 from tests.campaign import zombies
+from tests.campaign.disk import Disk, Tapped
 from tests.campaign.workload import State, open_writer, recover, rows_of, trajectory
 from trajstore.errors import ConflictError
+from trajstore.format.layout import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -27,8 +31,27 @@ def test_no_acknowledged_commit_is_lost_to_a_writer_that_wakes() -> None:
 
 
 def test_a_claim_so_old_that_its_number_is_free_again_is_refused() -> None:
-    first, _ = zombies.play(22, 1 << 30)
+    first, _ = zombies.play(22, 1 << 30, zombies.LONG)
     assert isinstance(first.refused, ConflictError)
+
+
+def test_sessions_that_all_die_before_they_show_their_first_commit_do_not_close_the_store() -> None:
+    class Killed(BaseException):
+        pass
+
+    def tap(name: str, arguments: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        if name == "rename" and arguments[1] == ROOT:
+            raise Killed
+        return call()
+
+    disk = Disk()
+    for _ in range(5):
+        with pytest.raises(Killed):
+            open_writer(Tapped(disk.storage(), tap), resume=True)  # type: ignore[arg-type]
+        disk.locks.clear()
+    with open_writer(disk.storage(), resume=True) as writer:
+        writer.append(trajectory(1), seed=1)
+    assert recover(disk.storage()) == State((rows_of(1),))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -43,10 +44,28 @@ def tiny_shards() -> Iterator[None]:
         yield
 
 
+class Inline:
+    """An executor without threads: whoever hands work over does it."""
+
+    def __init__(self, threads: int = 1, thread_name_prefix: str = "") -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(function(*arguments, **options))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def one_by_one() -> Iterator[None]:
-    """Disk operations of a commit one after the other: a log is the same each time."""
-    with mock.patch.object(ingest, "_DISK_THREADS", 1):
+    """The work of a commit one piece after the other, in the thread that commits: a log is the same each time."""
+    with mock.patch.object(ingest, "_Pool", Inline):
         yield
 
 

@@ -117,6 +117,7 @@ class Session:
         self._lock: Lock | None = None
         self._poison = ""
         self._claimed = 0
+        self._unshown = False  # whether commits were claimed, and there is no root yet
         self._names = itertools.count()
         self._children: dict[str, bytes] = {}
         self._children_time = 0.0
@@ -148,13 +149,23 @@ class Session:
                     head = self._read_head(commit_key(self._claimed))
                 except NotFoundError:
                     raise self._fenced() from None  # it was here, and is so old by now that it is not kept
-            if key != ROOT and head.commit.parent:
+            self._unshown = key != ROOT
+            if self._unshown and not self._never_shown(claimed):
                 raise CorruptionError(
                     f"{storage.describe(ROOT)} is missing, and its commits are here",
                     hint="`trajstore repair` lists the manifests that can be opened",
                 )
             self.head = head
         return self.head
+
+    def _never_shown(self, claimed: list[int]) -> bool:
+        """Whether each of the commits may be the first of a session that died before it was renamed over the root.
+
+        A session goes on only from what it has shown, so two commits of one session say that there was a root.
+        """
+        kept = [self._read_head(commit_key(number)).commit for number in claimed]
+        sessions = {commit.session for commit in kept}
+        return claimed == [*range(1, len(claimed) + 1)] and not kept[0].parent and len(sessions) == len(kept)
 
     def _read_head(self, key: str) -> Manifest:
         data, place = self.storage.read(key, 0, MAX_BYTES + 1), self.storage.describe(key)
@@ -174,8 +185,8 @@ class Session:
             if exists(self.storage):
                 raise self._fenced()  # the store was made while this writer was about to
             return
-        if not self.head.commit.parent and self._claimed == self.head.commit.number and not exists(self.storage):
-            return  # a first commit that its writer did not live to show
+        if self._unshown and not exists(self.storage):
+            return  # commits that their writers did not live to show
         root = _root_commit(_read_root(self.storage))
         if root["uuid"] != self.head.commit.uuid and root["number"] >= self.head.commit.number:
             # A lower number is the commit before one that was claimed when its writer died.
@@ -192,7 +203,7 @@ class Session:
         """
         number = manifest.commit.number
         self._replace_root(manifest.to_bytes(), number)
-        self.head = manifest
+        self.head, self._unshown = manifest, False
         if number > _KEPT_COMMITS:
             self._remove_quietly(commit_key(number - _KEPT_COMMITS))
 
