@@ -351,6 +351,9 @@ class Image:
 class Looking:
     """What reads of the storage port, over anything that can be looked at; it remembers each question and answer."""
 
+    gap = LocalStorage.gap
+    streams = LocalStorage.streams
+
     def __init__(self, image: Any, root: str = STORE, asked: list[tuple[str, object]] | None = None) -> None:
         self.image = image
         self.root = root
