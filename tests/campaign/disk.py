@@ -8,6 +8,7 @@ combination; of a file's data nothing, a part, zeros of the right length, or all
 from __future__ import annotations
 
 import errno
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -315,6 +316,12 @@ class Tapped:
         return tapped
 
 
+@functools.cache
+def _parsed(question: str) -> tuple[list[str], bool]:
+    """The parts of a question's path, and whether it asks for a folder."""
+    return question.rstrip("/").split("/"), question.endswith("/")
+
+
 @dataclass
 class Image:
     """One state that a power failure could leave: the names in each folder, and the data of each file."""
@@ -324,14 +331,16 @@ class Image:
 
     def look(self, question: str) -> object:
         """What there is: a folder's names for ``"path/"``, a file's bytes for ``"path"``, ``None`` for nothing."""
+        folders = self.folders
         node = ABOVE
-        for part in question.rstrip("/").split("/"):
-            names = self.folders.get(node)
-            node = names.get(part, 0) if names is not None else 0
-            if not node:
+        parts, of_folder = _parsed(question)
+        for part in parts:
+            names = folders.get(node)
+            if names is None or part not in names:
                 return None
-        if question.endswith("/"):
-            names = self.folders.get(node)
+            node = names[part]
+        if of_folder:
+            names = folders.get(node)
             return None if names is None else frozenset(names)
         return self.files.get(node)
 

@@ -154,13 +154,13 @@ class Explorer:
                     for ahead, which in point.cover(child):
                         if ahead:
                             raise Violation(self._say(name, point, which.some(self.draw), child.function, allowed))
+                known = len(seen)
                 for image in self._built(point):
                     found = memo(image)
                     if isinstance(found, Exception) or found not in allowed:
                         raise Violation(self._say(name, point, image, found, allowed))
-                    known = len(seen)
                     seen.add(_name(point, image))
-                    self.counts["images"] += len(seen) - known
+                self.counts["images"] += len(seen) - known
                 for image in point.some(self._times(self.resumes), self.draw):
                     self.resume(name, point, image, memo(image), allowed, wide)
                 for image in point.some(self._times(self.foreign), self.draw):

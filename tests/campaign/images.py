@@ -28,6 +28,7 @@ class Point:
     acked: int
     attempted: int
     _free: dict[int, int] = field(default_factory=dict)
+    _below: dict[int, list[int]] = field(default_factory=dict)  # the folders in each possible content of a folder
 
     def count(self, chosen: Chosen | None = None) -> int:
         """How many images there are, of those that agree with what is chosen."""
@@ -91,15 +92,23 @@ class Point:
 
     def some(self, count: int, draw: random.Random) -> Iterator[Image]:
         """Images at random; the same one may come twice."""
+        choices, below = self.choices, self._below
+        number = draw.random
         for _ in range(count):
             folders: dict[int, dict[str, int]] = {}
             waiting = [ABOVE]
             while waiting:
                 folder = waiting.pop()
-                names = folders[folder] = draw.choice(self.choices[folder])
-                waiting += [node for node in names.values() if node in self.choices]
+                possible = choices[folder]
+                names = possible[int(number() * len(possible))] if len(possible) > 1 else possible[0]
+                folders[folder] = names
+                inside = below.get(id(names))
+                if inside is None:
+                    inside = below[id(names)] = [node for node in names.values() if node in choices]
+                waiting += inside
             loose = self._loose(folders)
-            yield Image(folders, {**self.files, **{node: draw.choice(self.data[node]) for node in loose}})
+            files = {**self.files, **{node: draw.choice(self.data[node]) for node in loose}} if loose else self.files
+            yield Image(folders, files)
 
 
 class Undecided(BaseException):
