@@ -375,14 +375,14 @@ def test_a_busy_disk_makes_the_third_save_wait_or_skip(tmp_path):
 
     storage = Slow(tmp_path / "d")
     ckpts = Checkpoints(storage, keep_last=None)
-    waits = ckpts._state.wait_for
+    waits = ckpts._saver._changed.wait_for
 
     def open_once_a_save_has_to_wait(predicate, *timeout):
         if not predicate() and threading.current_thread() is threading.main_thread():
             storage.gate.set()
         return waits(predicate, *timeout)
 
-    ckpts._state.wait_for = open_once_a_save_has_to_wait
+    ckpts._saver._changed.wait_for = open_once_a_save_has_to_wait
     assert all(ckpts.save(step, state(step)) for step in range(4))
     ckpts.close()
     assert steps(ckpts) == [0, 1, 2, 3]

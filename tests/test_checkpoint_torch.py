@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import signal
 import threading
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from trajstore.checkpoint import Checkpoints  # noqa: E402
-from trajstore.checkpoint.arena import Staging  # noqa: E402
+from trajstore.checkpoint.staging import Staging  # noqa: E402
 from trajstore.errors import NotFoundError, SchemaError, StateError  # noqa: E402
 
 
@@ -302,3 +303,36 @@ def test_cuda_tensors(tmp_path):
         ckpts.wait()
         for step, weight in expected.items():
             assert torch.equal(ckpts.load(step, "model/weight"), weight)
+
+
+def test_a_signal_in_the_middle_of_a_lazy_copy_waits_for_it(tmp_path, monkeypatch):
+    """The handler waits for what is being saved, so it must not stand on the copy that it cut off."""
+    seen, copied, finish, copy_now = [], threading.Event(), Staging.finish, Staging._run
+
+    def finish_in_the_loop_first(self):
+        if threading.current_thread() is threading.main_thread():
+            finish(self)
+            copied.set()
+        elif copied.wait(120):
+            finish(self)
+
+    def copy_with_a_signal_in_the_middle(self, copies):
+        if copies:
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("copied")
+        copy_now(self, copies)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append([c.step for c in ckpts.list()]))
+    try:
+        model = torch.nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        monkeypatch.setattr(Staging, "finish", finish_in_the_loop_first)
+        with Checkpoints(tmp_path / "c") as ckpts:
+            ckpts.stage_lazily(optimizer)
+            ckpts.save(1, {"model": model})
+            monkeypatch.setattr(Staging, "_run", copy_with_a_signal_in_the_middle)
+            optimizer.step()
+            assert seen == ["copied", [1]]
+            monkeypatch.setattr(Staging, "_run", copy_now)
+    finally:
+        signal.signal(signal.SIGTERM, before)

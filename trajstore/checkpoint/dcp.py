@@ -43,13 +43,14 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from trajstore.checkpoint import reading
-from trajstore.checkpoint.arena import Arena, Staging
+from trajstore.checkpoint.arena import Arena
 from trajstore.checkpoint.arena import plan as lay_out
 from trajstore.checkpoint.chunks import Pool, chunk_key, write_chunk
 from trajstore.checkpoint.record import CHUNK_BYTES, STRUCTURE, FlatArray, Record
 from trajstore.checkpoint.retention import Retention, select
 from trajstore.checkpoint.saving import finish_folder, publish
 from trajstore.checkpoint.shelf import HISTORY, LOCK, Shelf, candidate
+from trajstore.checkpoint.staging import Staging
 from trajstore.checkpoint.tree import Flattening
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, TrajstoreError
 from trajstore.format import typedjson

@@ -31,7 +31,7 @@ class Signals:
         self._flag = mode == "flag"
         self._drain: Callable[[], None] = lambda: None
         self._previous: dict[int, Any] = {}
-        self._deferring = False
+        self._deferring = 0
         self._pending: list[tuple[int, Any]] = []
         self._wanted = mode != "ignore"
 
@@ -44,13 +44,13 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A stretch in which a signal waits: a half-made copy is no state to drain."""
-        self._deferring = True
+        """A stretch in which a signal waits: a half-made copy is no state to drain. For one thread; may be nested."""
+        self._deferring += 1
         try:
             yield
         finally:
-            self._deferring = False
-            while self._pending:
+            self._deferring -= 1
+            while self._pending and not self._deferring:
                 self._handle(*self._pending.pop(0))
 
     def restore(self) -> None:

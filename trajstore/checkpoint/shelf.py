@@ -57,7 +57,7 @@ class Shelf:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._records: dict[str, Record] = {}
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a signal may come in the middle of a look
 
     def names(self) -> list[str]:
         """The folders that have a checkpoint's name, in no order."""
@@ -87,6 +87,14 @@ class Shelf:
             for name in self._records.keys() - found.keys():
                 del self._records[name]
         return dict(sorted(found.items(), key=lambda item: item[1].serial))
+
+    def newest_first(self) -> list[str]:
+        """The names by age; one whose record is damaged stands where its step would."""
+        readable = self.records()
+        newest = list(reversed(readable))
+        for name in sorted(set(self.names()) - readable.keys(), key=_age, reverse=True):
+            newest.insert(next((i for i, other in enumerate(newest) if _age(other) < _age(name)), len(newest)), name)
+        return newest
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints whose record can be read, the oldest first."""
@@ -158,6 +166,8 @@ class Shelf:
 
     def discard(self, *names: str, pool: Pool | None = None) -> None:
         """Remove checkpoints and what was said of them; ``pool`` where they are many: a folder's end takes a while."""
+        if not names:
+            return
         trash = hide(self.storage, *names)
         marked = set(self.storage.list(_MARKS))
         trash += [f"{_MARKS}/{name}.json" for name in names if f"{name}.json" in marked]
@@ -196,7 +206,7 @@ def candidate(checkpoint: Checkpoint) -> Candidate:
     return Candidate(checkpoint.name, checkpoint.step, checkpoint.serial, checkpoint.metrics, checkpoint.pinned)
 
 
-def age(name: str) -> tuple[int, int]:
+def _age(name: str) -> tuple[int, int]:
     """What a name says of a checkpoint's age: its step, and the how-manieth save of that step it is."""
     match = _NAME.fullmatch(name)
     return (int(match[1]), int(match[2] or 1)) if match else (-1, 0)

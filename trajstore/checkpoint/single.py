@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from trajstore.checkpoint.arena import Arena, Staging, plan
+from trajstore.checkpoint.arena import Arena, plan
 from trajstore.checkpoint.chunks import Pool
 from trajstore.checkpoint.reading import Reader, verify_checkpoint
 from trajstore.checkpoint.record import Record, from_bytes
 from trajstore.checkpoint.saving import structure_bytes, write_checkpoint
+from trajstore.checkpoint.staging import Staging
 from trajstore.checkpoint.tree import Flattening
 from trajstore.errors import NotFoundError
 from trajstore.format.layout import ROOT
