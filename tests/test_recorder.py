@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.collect import Recorder
+from trajstore.collect import Recorder, background
 from trajstore.collect.boundaries import GIVEN, NEXT_ROW, NOWHERE, Boundaries
 from trajstore.collect.scratch import SpillLog
 from trajstore.errors import SchemaError, StateError, StorageError
@@ -351,19 +351,20 @@ def test_a_slow_writer_makes_the_caller_wait_and_memory_stay(tmp_path: Path, mon
         monkeypatch.setattr(writer, "append_many", slow)
         recorder = Recorder(writer, 16, memory_bytes=8192)
 
-        def open_when_it_is_full() -> None:
-            while not recorder._ring.steps or recorder.stats["queued_steps"] < recorder._ring.steps:
-                time.sleep(0.001)
-            time.sleep(0.1)
-            gate.release(10_000)
+        class Clock:
+            """Is asked for the time when the caller begins to wait, and lets the writer go on."""
 
-        opener = threading.Thread(target=open_when_it_is_full)
-        opener.start()
+            monotonic, sleep = staticmethod(time.monotonic), staticmethod(time.sleep)
+
+            def perf_counter(self) -> float:
+                gate.release(10_000)
+                return time.perf_counter()
+
+        monkeypatch.setattr(background, "time", Clock())
         for t in range(500):
             recorder.step(x=np.full(16, t), terminated=np.ones(16, bool))
         assert recorder.stats["stall_seconds"] > 0
         recorder.close()
-        opener.join()
     x = trajstore.open(tmp_path / "s").read("x")
     np.testing.assert_array_equal(x.reshape(500, 16), np.arange(500)[:, None].repeat(16, 1))
 
