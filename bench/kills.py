@@ -99,8 +99,8 @@ def same(rows: dict[str, Any], expected: dict[str, Any]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="for each way (default 20)")
-    parser.add_argument("--episodes", type=int, default=200, help="to collect (default 200)")
+    parser.add_argument("--kills", type=int, default=100, help="for each way (default 100)")
+    parser.add_argument("--episodes", type=int, default=400, help="to collect (default 400)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--only", action="append", choices=WAYS, help="this way only (repeatable)")
     parser.add_argument("--json", action="store_true")
