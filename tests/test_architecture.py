@@ -37,6 +37,7 @@ STRANGERS_IN = {"compat", "exporters", "importers"}
 # Optional packages, and the only rooms that import them; a room may be one file of a package.
 HEAVY = {
     "ale_py": {"demo"},
+    "av": {"exporters", "importers"},
     "click": {"cli", "compat"},
     "dask": {"operations.tasks"},
     "distributed": {"operations.tasks"},
@@ -47,8 +48,8 @@ HEAVY = {
     "PIL": {"exporters", "importers"},
     "pyarrow": {"exporters", "importers"},
     "rich": {"cli"},
-    "tensordict": {"collect", "exporters", "torch"},
-    "torch": {"checkpoint", "collect", "compat", "exporters", "rlinf", "torch"},
+    "tensordict": {"collect", "exporters", "importers", "torch"},
+    "torch": {"checkpoint", "collect", "compat", "exporters", "importers", "rlinf", "torch"},
     "zarr": {"demo", "exporters", "importers"},
 }
 

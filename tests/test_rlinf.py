@@ -102,7 +102,7 @@ def test_a_row_of_a_batch_is_a_step_of_an_environment(store: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pt", "pkl"])
 def test_ranks_come_back_as_they_were(store: Path, tmp_path: Path, kind: str) -> None:
-    assert export_rlinf(trajstore.open(store), tmp_path / "out", by_rank=True, format=kind) == 6
+    assert export_rlinf(trajstore.open(store), tmp_path / "out", by_rank=True, format=kind).batches == 6
     assert sorted(os.listdir(tmp_path / "out")) == ["rank_0", "rank_1", "rank_10", "rank_2"]
     for rank, number in MERGED:
         folder = tmp_path / "out" / f"rank_{rank}"
@@ -172,7 +172,7 @@ def test_fields_that_only_some_batches_have_and_numbers_of_environments(tmp_path
 def test_any_store_can_be_exported(tmp_path: Path) -> None:
     with trajstore.create(tmp_path / "s", handle_signals=False) as writer:
         writer.append({"rewards": np.arange(3.0), "curr_obs": {"state": np.ones((3, 2), np.float32)}})
-    assert export_rlinf(trajstore.open(tmp_path / "s"), tmp_path / "out") == 1
+    assert export_rlinf(trajstore.open(tmp_path / "s"), tmp_path / "out").batches == 1
     value = batch_file(tmp_path / "out", 0)
     assert value["rewards"].tolist() == [[0.0], [1.0], [2.0]] and value["curr_obs"]["state"].shape == (3, 1, 2)
     with pytest.raises(SchemaError, match="have no rank"):

@@ -112,7 +112,7 @@ def ckpt(tmp_path: Path) -> Path:
 def test_import_then_export_gives_the_clean_file(source: Path, tmp_path: Path) -> None:
     report = import_routes(source, tmp_path / "store", threads=2)
     assert (report.routes, report.steps, report.dropped, report.lost) == (8, 84, 0, 0)
-    assert export_routes(tmp_path / "store", tmp_path / "out.npz") == 8
+    assert export_routes(tmp_path / "store", tmp_path / "out.npz").trajectories == 8
     expected = load(CLEAN)
     if source.name == "shards":  # without a manifest there is no meta but what the store knows
         expected["meta"] = load(tmp_path / "out.npz")["meta"]
@@ -163,7 +163,8 @@ def test_keys_and_other_ways_of_exporting(tmp_path: Path) -> None:
     clean = load(CLEAN)
     calls: list[tuple[int, int]] = []
     options: dict[str, Any] = {"compress": False, "tmp_dir": tmp_path / "tmp", "progress": lambda *c: calls.append(c)}
-    assert export_routes(ds, tmp_path / "a.npz", keys=["xy", "routes_seed", "meta"], max_routes=3, **options) == 3
+    done = export_routes(ds, tmp_path / "a.npz", keys=["xy", "routes_seed", "meta"], max_routes=3, **options)
+    assert done.trajectories == 3
     expected = {name: clean[name][:3] for name in ("routes_seed", "routes_xy")}
     meta = {**clean["meta"].item(), "num_tasks_collected": 3}
     assert_same_file(tmp_path / "a.npz", {**expected, "meta": np.array(meta, object)})
@@ -172,7 +173,7 @@ def test_keys_and_other_ways_of_exporting(tmp_path: Path) -> None:
     got = load(tmp_path / "b.npz")
     assert same(got["routes_obs"], clean["routes_obs"][[5, 2]])
     assert got["routes_seed"].tolist() == clean["routes_seed"][[5, 2]].tolist()
-    assert export_routes(ds, tmp_path / "c.npz", max_routes=0) == 0
+    assert export_routes(ds, tmp_path / "c.npz", max_routes=0).trajectories == 0
     assert load(tmp_path / "c.npz")["routes_obs"].shape == (0,)
 
 
@@ -197,7 +198,7 @@ def test_export_while_it_is_collected(tmp_path: Path) -> None:
         for i in range(3):
             writer.append({"obs": routes["routes_obs"][i], "actions": routes["routes_actions"][i]}, seed=i)
             writer.commit()
-            assert export_routes(tmp_path / "store", tmp_path / "out.npz", overwrite=True) == i + 1
+            assert export_routes(tmp_path / "store", tmp_path / "out.npz", overwrite=True).trajectories == i + 1
             got = load(tmp_path / "out.npz")
             assert same(got["routes_obs"], routes["routes_obs"][: i + 1])
             assert got["routes_ep_len"].tolist() == [3, 5, 4][: i + 1]  # from the clock: it was not stored
@@ -208,7 +209,7 @@ def test_parts_are_exported_as_one(tmp_path: Path) -> None:
     for rank in (2, 10):
         np.savez(tmp_path / "in.npz", **make_routes([3, 4], rank))
         import_routes(tmp_path / "in.npz", tmp_path / "all" / f"rank{rank}")
-    assert export_routes(tmp_path / "all", tmp_path / "out.npz") == 4
+    assert export_routes(tmp_path / "all", tmp_path / "out.npz").trajectories == 4
     assert load(tmp_path / "out.npz")["routes_seed"].tolist() == [2, 3, 10, 11]
 
 

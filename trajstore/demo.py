@@ -338,7 +338,7 @@ def _slice(report: DemoReport, chance: random.Random, say: Say) -> None:
 def _export(report: DemoReport, say: Say) -> None:
     report.export = os.path.join(os.path.dirname(report.store), "routes.npz")
     began = time.monotonic()
-    count = export_routes(report.store, report.export)
+    count = export_routes(report.store, report.export).trajectories
     size = os.path.getsize(report.export)
     say("export", f"routes.npz with {count} routes in {time.monotonic() - began:.1f} s, {size / 1e6:.1f} MB")
     with np.load(report.export, allow_pickle=True) as file:  # the demo wrote it itself, a moment ago

@@ -14,6 +14,7 @@ from trajstore.cli.options import one_of, usage
 from trajstore.errors import NotFoundError
 from trajstore.format.layout import ROOT
 from trajstore.media.hdf5storage import is_hdf5
+from trajstore.operations.carriage import TITLES, Carriage
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Format:
     """One foreign format.
 
     importer : ``module:function(source, destination, *, progress=None, ...)``, which returns a printable report.
-    exporter : ``module:function(dataset, path, *, progress=None, ...)``, which returns the number of trajectories, or a
-        report that has ``trajectories`` and ``warnings``.
+    exporter : ``module:function(dataset, path, *, fields=None, progress=None, ...)``, which returns an ``Exported``;
+        its module's ``CARRIES`` says by the format's name what is taken along.
     suffixes : of files, and markers : of files inside a folder, by which it is recognised.
     """
 
@@ -90,8 +91,15 @@ FORMATS = {
         exporter="trajstore.exporters.table:export_table",
         suffixes=(".parquet", ".arrow", ".feather"),
     ),
-    "pt": Format("one .pt a trajectory", exporter="trajstore.exporters.tensors:export_pt"),
-    "tensordict": Format("a memory-mapped TensorDict", exporter="trajstore.exporters.tensors:export_tensordict"),
+    "pt": Format(
+        "one .pt a trajectory", "trajstore.importers.tensors:import_pt", "trajstore.exporters.tensors:export_pt"
+    ),
+    "tensordict": Format(
+        "a memory-mapped TensorDict",
+        "trajstore.importers.tensors:import_tensordict",
+        "trajstore.exporters.tensors:export_tensordict",
+        markers=("traj_ids.memmap",),
+    ),
 }
 
 
@@ -105,6 +113,22 @@ def load(name: str, kind: str) -> Callable[..., Any]:
     module, _, function = str(getattr(FORMATS[name], kind)).partition(":")
     loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return loaded
+
+
+def carriage(name: str) -> Carriage:
+    """What a format's exporter says that it takes along."""
+    module = FORMATS[name].exporter.partition(":")[0]
+    found: Carriage = importlib.import_module(module).CARRIES[name]
+    return found
+
+
+def carried_table() -> str:
+    """What every format takes along, as the Markdown table of docs/interchange.md."""
+    lines = [["`--to`", *TITLES.values()], ["---"] * (len(TITLES) + 1)]
+    for name in names("exporter"):
+        said = carriage(name)
+        lines.append([f"`{name}`", *(getattr(said, kind) for kind in TITLES)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def recognise(path: str, kind: str, flag: str) -> str:

@@ -122,8 +122,7 @@ def export(
         dataset = dataset[:limit]
     with progress_bar("export", hidden=no_progress or as_json) as progress:
         done = function(dataset, path, progress=progress, **options)
-    count = getattr(done, "trajectories", done)
-    warnings = getattr(done, "warnings", ())
+    count, warnings = done.trajectories, done.warnings
     if as_json:
         print_json({"trajectories": count, "path": path, "bytes": _bytes(path), "format": name, "warnings": warnings})
     else:

@@ -461,7 +461,7 @@ def _export(store: str, out_npz: str | os.PathLike[str], keys: Iterable[str] | N
     if keys is not None:
         there = RoutesView(dataset).keys
         keys = [key for key in keys if key in there]
-    return export_routes(dataset, out_npz, keys=keys, **options)
+    return export_routes(dataset, out_npz, keys=keys, **options).trajectories
 
 
 def _print_progress(done: int, total: int) -> None:

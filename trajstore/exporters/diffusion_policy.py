@@ -10,8 +10,27 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.operations.carriage import KEPT, LEFT, Carriage
 from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.roles import chosen, relation
 
+CARRIES = {
+    "diffusion_policy": Carriage(
+        numbers=KEPT,
+        complex_numbers=KEPT,
+        bfloat16="as float32",
+        strings=LEFT,
+        documents=LEFT,
+        nested="`/` becomes `_`",
+        extra_row="the first T",
+        epochs=LEFT,
+        rate=LEFT,
+        ragged=LEFT,
+        absent=LEFT,
+        columns=LEFT,
+        configuration=LEFT,
+    )
+}
 _BLOCK_BYTES = 16 << 20
 
 
@@ -33,24 +52,24 @@ def export_diffusion_policy(
         from numcodecs import Blosc
     except ImportError as error:
         raise MissingDependencyError("this needs zarr", hint="pip install 'trajstore[zarr]'") from error
-    relations = {name: clock.relation for name, clock in dataset.schema.clocks.items()}
-    able = {
-        name
-        for name, spec in dataset.fields.items()
-        if not spec.whole and relations.get(str(spec.clock)) in ("main", "last_row_extra")
-    }
-    names = [name for name in dataset.fields if name in able] if fields is None else list(fields)
+    relations = {name: "whole" if spec.whole else relation(dataset, name) for name, spec in dataset.fields.items()}
+    able = [name for name in dataset.fields if relations[name] in ("main", "last_row_extra")]
+    names = able if fields is None else chosen(dataset, fields)
     for name in names:
         if name not in able:
             raise SchemaError(f"field {name!r} does not have a row for each step", hint="leave it out")
         if (dataset.field_pairs(name)[:, 0] < 0).any():
-            raise SchemaError(f"some trajectories have no {name!r}", hint="leave it out, or those trajectories")
-    warnings = (
-        [f"fields left out: {', '.join(sorted(set(dataset.fields) - set(names)))}"]
-        if set(dataset.fields) - set(names)
-        else []
-    )
-    extra = [name for name in names if relations[str(dataset.fields[name].clock)] == "last_row_extra"]
+            raise SchemaError(
+                f"some trajectories have no {name!r}", hint="name the others with fields=, or leave those out"
+            )
+    keys = {name: name.replace("/", "_") for name in names}
+    if len(set(keys.values())) < len(keys):
+        raise SchemaError("two fields have one name where '/' is '_'", hint="name the ones to take with fields=")
+    warnings = []
+    left = [name for name in dataset.fields if name not in names]
+    if left:
+        warnings.append("fields left out: " + ", ".join(left))
+    extra = [name for name in names if relations[name] == "last_row_extra"]
     if extra:
         warnings.append("the observation after the last step was left out of " + ", ".join(extra))
     warnings.append("columns left out: " + ", ".join(dataset.columns))
@@ -59,10 +78,9 @@ def export_diffusion_policy(
         root = zarr.open_group(aside, mode="w", zarr_format=2)
         for done, name in enumerate(names, 1):
             rows = dataset.steps[name]
-            key = name.replace("/", "_")
             chunk = max(1, min(steps, (1 << 20) // max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)))
             out = root.create_array(
-                f"data/{key}",
+                f"data/{keys[name]}",
                 shape=(steps, *rows.shape[1:]),
                 chunks=(chunk, *rows.shape[1:]),
                 dtype=rows.dtype,

@@ -13,11 +13,46 @@ from trajstore.dataset import Dataset, StepRows
 from trajstore.errors import SchemaError
 from trajstore.media.hdf5storage import h5py_module
 from trajstore.npz import NpzWriter
+from trajstore.operations.carriage import KEPT, LEFT, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import Episode, Roles, chosen, episode, episodes, find_roles, not_carried
 
 Array = np.ndarray[Any, Any]
 
+_ROLES_ONLY = Carriage(
+    numbers=LEFT,
+    complex_numbers=LEFT,
+    bfloat16=LEFT,
+    strings=LEFT,
+    documents=LEFT,
+    nested=LEFT,
+    extra_row=LEFT,
+    epochs=LEFT,
+    rate=LEFT,
+    ragged=LEFT,
+    absent=LEFT,
+    columns=LEFT,
+    configuration=LEFT,
+)
+CARRIES = {
+    "d4rl": _ROLES_ONLY,
+    "ogbench": _ROLES_ONLY,
+    "flat": Carriage(
+        numbers=KEPT,
+        complex_numbers=KEPT,
+        bfloat16="as float32",
+        strings=KEPT,
+        documents=KEPT,
+        nested=KEPT,
+        extra_row=KEPT,
+        epochs=KEPT,
+        rate=KEPT,
+        ragged=KEPT,
+        absent=KEPT,
+        columns=KEPT,
+        configuration=KEPT,
+    ),
+}
 _BLOCK_BYTES = 16 << 20
 
 
@@ -138,7 +173,6 @@ def export_flat(
     bfloat16 is widened to float32. ``store.json``, one string, names dtypes, clocks and the configuration.
     """
     names = chosen(dataset, fields)
-    total = len(names) + len(dataset.columns)
     with NpzWriter(path, compress=compress) as out:
         for done, name in enumerate(names, 1):
             pairs = dataset.field_pairs(name)
@@ -149,7 +183,7 @@ def export_flat(
             if (pairs[:, 0] < 0).any():
                 out.array(f"{name}.absent", pairs[:, 0] < 0)
             if progress is not None:
-                progress(done, total)
+                progress(done, len(names))
         for column in dataset.columns:
             out.array(f"table.{column}", np.asarray(dataset.column(column)))
         out.array("store.json", np.array(json.dumps(_described(dataset, names))))

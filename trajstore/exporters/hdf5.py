@@ -14,28 +14,33 @@ from trajstore.__about__ import __version__
 from trajstore.dataset import Dataset
 from trajstore.engine.gather import ArrayReader
 from trajstore.engine.snapshot import Snapshot
-from trajstore.errors import CorruptionError, NotFoundError, SchemaError
+from trajstore.errors import CorruptionError
 from trajstore.format.checksum import crc32
 from trajstore.format.encoding import clock_layout, column_layout, field_layout
 from trajstore.format.intervals import IntervalSet
 from trajstore.format.layout import ArrayLayout
 from trajstore.format.manifest import SET_NAMES, Commit, Manifest
-from trajstore.format.schema import ID, Field, Rule, Schema
+from trajstore.format.schema import ID, MAIN_CLOCK, Field, Schema
+from trajstore.format.union import Union, unite
 from trajstore.media.hdf5storage import BLOSC_FILTER, CHECKSUM, MANIFEST, Hdf5Storage, h5py_module
 from trajstore.media.shard import encode_frame
-from trajstore.operations.output import made_aside
+from trajstore.operations.carriage import KEPT, KINDS, Carriage
+from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.roles import chosen
 
 _COMPRESSORS = {"blosclz": 0, "lz4": 1, "lz4hc": 2, "zlib": 4, "zstd": 5}
 
 
+CARRIES = {"hdf5": Carriage(*[KEPT] * len(KINDS))}
+
+
 @dataclass(frozen=True)
-class Moved:
+class Moved(Exported):
     """What ``export_hdf5`` did. moved, encoded : chunks taken over as they were, and chunks compressed again."""
 
-    trajectories: int
-    moved: int
-    encoded: int
-    bytes: int
+    moved: int = 0
+    encoded: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,48 +76,49 @@ def export_hdf5(
     SchemaError
         The stores do not agree on a field.
     """
-    schema = _united(dataset, fields)
+    union = _united(dataset, fields)
     with made_aside(path) as aside:
         with h5py_module().File(aside, "w", libver="latest") as file:
-            counts, sources = _write(file, dataset, schema, progress)
-        _verify(aside, dataset, schema, sources)
+            counts, sources = _write(file, dataset, union, progress)
+        _verify(aside, dataset, union, sources)
         size = os.path.getsize(aside)
-    return Moved(len(dataset), *counts, size)
+    return Moved(len(dataset), int(np.maximum(dataset.lengths, 0).sum()), (), *counts, size)
 
 
-def _united(dataset: Dataset, wanted: Sequence[str] | None) -> Schema:
-    """The first store's schema, over the fields of all; where another stores a field otherwise, plainly."""
-    first = dataset.snapshots[0].manifest.schema
-    fields = dict(first.fields)
-    for snapshot in dataset.snapshots[1:]:
-        schema = snapshot.manifest.schema
-        if set(schema.columns) != set(first.columns):
-            odd = set(schema.columns) ^ set(first.columns)
-            raise SchemaError(f"the stores differ in the columns {', '.join(sorted(odd))}", hint="merge them first")
-        for path, spec in schema.fields.items():
-            mine = fields.setdefault(path, spec)
-            if (spec.dtype, spec.shape, spec.clock) != (mine.dtype, mine.shape, mine.clock):
-                raise SchemaError(f"the stores differ in field {path!r}: {mine} and {spec}", hint="merge them first")
-            if spec.rule != mine.rule:
-                fields[path] = replace(mine, rule=Rule())
-    clocks = {name: clock for s in reversed(dataset.snapshots) for name, clock in s.manifest.schema.clocks.items()}
-    for path in wanted or ():
-        if path not in fields:
-            raise NotFoundError(f"there is no field {path!r}", hint="there are " + ", ".join(fields))
-    kept = [path for path in fields if wanted is None or path in wanted]
-    plain = {path: replace(fields[path], array=f"steps/{path}") for path in kept}
-    return Schema(plain, clocks, first.columns, first.absent)
+def _united(dataset: Dataset, fields: Sequence[str] | None) -> Union:
+    """What the stores hold together, of these fields, and the clocks that those go by."""
+    snapshots = dataset.snapshots
+    union = unite([s.manifest.schema for s in snapshots], [s.place for s in snapshots])
+    kept = {path: union.schema.fields[path] for path in chosen(dataset, fields)}
+    used = {MAIN_CLOCK, *(str(spec.clock) for spec in kept.values())}
+    clocks = {name: clock for name, clock in union.schema.clocks.items() if name in used}
+    absent = snapshots[0].manifest.schema.absent if len(snapshots) == 1 else frozenset()
+    schema = Schema(kept, clocks, union.schema.columns, absent)
+    return Union(schema, {name: union.clocks[name] for name in clocks})
+
+
+def _pairs(dataset: Dataset, union: Union, clock: str) -> np.ndarray[Any, Any]:
+    """Start and stop of every trajectory on a clock of them all, rows of its own store, int64 (n, 2)."""
+    part, row = dataset.locate(np.arange(len(dataset), dtype=np.int64))
+    pairs = np.full((len(row), 2), -1, np.int64)
+    for number, (snapshot, name) in enumerate(zip(dataset.snapshots, union.clocks[clock])):
+        if name is not None:
+            pairs[part == number] = snapshot.pairs(name, row[part == number])
+    return pairs
 
 
 def _write(
-    file: Any, dataset: Dataset, schema: Schema, progress: Callable[[int, int], None] | None
+    file: Any, dataset: Dataset, union: Union, progress: Callable[[int, int], None] | None
 ) -> tuple[tuple[int, int], dict[str, list[_Source]]]:
+    schema = union.schema
     layouts = {path: _layout(dataset, path, spec) for path, spec in schema.fields.items()}
     sources: dict[str, list[_Source]] = {}
     rows: dict[str, int] = {}
     for clock in schema.clocks:
         mine = [layouts[path] for path in schema.on_clock(clock)]
-        sources[clock], rows[clock] = _place(dataset, clock, max([layout.chunk_rows for layout in mine], default=1))
+        sources[clock], rows[clock] = _place(
+            dataset, _pairs(dataset, union, clock), max([layout.chunk_rows for layout in mine], default=1)
+        )
     total = len(schema.fields) + len(schema.clocks) + len(schema.columns)
     arrays: dict[str, tuple[ArrayLayout, int]] = {}
     moved = encoded = 0
@@ -124,7 +130,7 @@ def _write(
             moved, encoded = moved + counts[0], encoded + counts[1]
         arrays[layout.path] = layout, rows[str(spec.clock)]
         _tell(progress, len(arrays), total)
-    for layout, values in _table(dataset, schema, sources):
+    for layout, values in _table(dataset, union, sources):
         target = _dataset(file, layout, len(values), {})
         for chunk, frame in _encoded(layout, values):
             _put(target, layout, chunk, frame)
@@ -152,10 +158,9 @@ def _layout(dataset: Dataset, path: str, spec: Field) -> ArrayLayout:
     return field_layout(spec, codec)
 
 
-def _place(dataset: Dataset, clock: str, chunk: int) -> tuple[list[_Source], int]:
+def _place(dataset: Dataset, pairs: np.ndarray[Any, Any], chunk: int) -> tuple[list[_Source], int]:
     """Each store's rows on a clock moved by whole chunks, so that they follow the store before without its gaps."""
     part, _ = dataset.locate(np.arange(len(dataset), dtype=np.int64))
-    pairs = dataset.pairs(clock)
     found = []
     end = 0
     for number, snapshot in enumerate(dataset.snapshots):
@@ -170,15 +175,15 @@ def _place(dataset: Dataset, clock: str, chunk: int) -> tuple[list[_Source], int
 
 
 def _table(
-    dataset: Dataset, schema: Schema, sources: Mapping[str, list[_Source]]
+    dataset: Dataset, union: Union, sources: Mapping[str, list[_Source]]
 ) -> Iterator[tuple[ArrayLayout, np.ndarray[Any, Any]]]:
     part, _ = dataset.locate(np.arange(len(dataset), dtype=np.int64))
-    for clock in schema.clocks:
-        pairs = dataset.pairs(clock).copy()
+    for clock in union.clocks:
+        pairs = _pairs(dataset, union, clock)
         shifts = np.array([source.shift for source in sources[clock]], np.int64)[part]
         pairs[pairs[:, 0] >= 0] += shifts[pairs[:, 0] >= 0, None]
         yield clock_layout(clock), pairs
-    for name, spec in schema.columns.items():
+    for name, spec in union.schema.columns.items():
         values = np.arange(len(dataset)) if name == ID and len(dataset.snapshots) > 1 else dataset.column(name)
         yield column_layout(name, spec), values
 
@@ -198,7 +203,7 @@ def _dataset(file: Any, layout: ArrayLayout, rows: int, attributes: Mapping[str,
         compression=BLOSC_FILTER,
         compression_opts=(*settings, codec.shuffle_code, _COMPRESSORS[codec.cname]),
         allow_unknown_filter=True,
-        fillvalue=layout.fill,
+        fillvalue=np.asarray(layout.fill).astype(layout.dtype)[()],
     )
     for name, value in attributes.items():
         target.attrs[name] = value
@@ -278,14 +283,14 @@ def _manifest(dataset: Dataset, schema: Schema, arrays: Mapping[str, tuple[Array
     )
 
 
-def _verify(path: str, dataset: Dataset, schema: Schema, sources: Mapping[str, list[_Source]]) -> None:
+def _verify(path: str, dataset: Dataset, union: Union, sources: Mapping[str, list[_Source]]) -> None:
     """The table reads back as it is, and every frame of a chosen row is in its place and whole."""
     snapshot = Snapshot.of(Hdf5Storage(path))
     rows = np.arange(len(dataset), dtype=np.int64)
-    for layout, values in _table(dataset, schema, sources):
+    for layout, values in _table(dataset, union, sources):
         if not np.array_equal(snapshot.reader(layout.path).take(rows), values, equal_nan=values.dtype.kind == "f"):
             raise CorruptionError(f"{layout.path} reads back differently from {path}", hint="try again")
-    for spec in schema.fields.values():
+    for spec in union.schema.fields.values():
         reader = snapshot.reader(spec.array)
         if reader.layout.row_bytes:
             for _ in reader.frames(_covering(snapshot.pairs(str(spec.clock), rows), reader.layout.chunk_rows)):

@@ -17,9 +17,27 @@ from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
 from trajstore.format.schema import Field
 from trajstore.media.hdf5storage import h5py_module
+from trajstore.operations.carriage import KEPT, LEFT, Carriage
 from trajstore.operations.output import Exported, made_aside
-from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
+from trajstore.operations.roles import Episode, Roles, episodes, find_roles, has_rows, not_carried
 
+CARRIES = {
+    "minari": Carriage(
+        numbers=KEPT,
+        complex_numbers=KEPT,
+        bfloat16="as float32",
+        strings=LEFT,
+        documents=LEFT,
+        nested=KEPT,
+        extra_row=KEPT,
+        epochs=LEFT,
+        rate=LEFT,
+        ragged=LEFT,
+        absent=LEFT,
+        columns="`seed`",
+        configuration="spaces, `env_spec`",
+    )
+}
 _CARRIED = ("seed",)
 
 
@@ -50,7 +68,8 @@ def export_minari(
 
     Notes
     -----
-    Images are written as they are, not as JPEG. Fields without a role go to ``infos`` if they have T or T + 1 rows.
+    Images are written as they are, not as JPEG. Fields without a role go to ``infos`` if every
+    trajectory has T or T + 1 rows of them.
     """
     if final_observation not in ("refuse", "repeat"):
         raise SchemaError(f"final_observation is 'refuse' or 'repeat', not {final_observation!r}")
@@ -63,7 +82,7 @@ def export_minari(
     config = dataset.snapshots[0].manifest.config.get("values", {})
     observation_space = observation_space or config.get("observation_space")
     action_space = action_space or config.get("action_space")
-    infos = [name for name in found.others if _is_info(dataset.fields[name], dataset)]
+    infos = [name for name in found.others if has_rows(dataset, name)]
     steps = 0
     with made_aside(path) as aside:
         os.makedirs(os.path.join(aside, "data"))
@@ -101,11 +120,6 @@ def export_minari(
     return Exported(len(dataset), steps, tuple(warnings))
 
 
-def _is_info(spec: Field, dataset: Dataset) -> bool:
-    relation = dataset.schema.clocks[str(spec.clock)].relation
-    return not spec.whole and relation in ("main", "last_row_extra")
-
-
 def _write(group: Any, number: int, one: Episode, roles: Roles, infos: Sequence[str]) -> None:
     group.attrs["id"] = number
     group.attrs["total_steps"] = len(one)
@@ -120,8 +134,7 @@ def _write(group: Any, number: int, one: Episode, roles: Roles, infos: Sequence[
     group["terminations"] = one.terminations
     group["truncations"] = one.truncations
     for name in infos:
-        if one.others[name] is not None:
-            group[f"infos/{name}"] = one.others[name]
+        group[f"infos/{name}"] = one.others[name]
 
 
 def _put(group: Any, role: str, name: str, rows: np.ndarray[Any, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,55 @@ import numpy as np
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
 from trajstore.format.layout import PRIVATE
+from trajstore.format.schema import ID
 from trajstore.media.storage import Storage
 from trajstore.operations.assembly import Scaffold, located
+from trajstore.operations.carriage import KEPT, LEFT, Carriage
+from trajstore.operations.output import Exported
+from trajstore.operations.roles import chosen
 from trajstore.rlinf import joined, save_batch, write_index
-from trajstore.rlinf.batch import ENTRY, MIDDLE, NUMBER, OTHER, RANK, WEIGHTS, groups
+from trajstore.rlinf.batch import (
+    BATCH,
+    DONES,
+    ENTRY,
+    ENV,
+    LENGTH_FIELDS,
+    MIDDLE,
+    NUMBER,
+    OTHER,
+    RANK,
+    VALUES,
+    WEIGHTS,
+    groups,
+)
 from trajstore.rlinf.folder import SUFFIXES, file_name
 
-__all__ = ["export_rlinf"]
+__all__ = ["Batches", "export_rlinf"]
+
+CARRIES = {
+    "rlinf": Carriage(
+        numbers=KEPT,
+        complex_numbers=KEPT,
+        bfloat16=KEPT,
+        strings=LEFT,
+        documents=LEFT,
+        nested=KEPT,
+        extra_row=LEFT,
+        epochs=LEFT,
+        rate=LEFT,
+        ragged=LEFT,
+        absent=KEPT,
+        columns=LEFT,
+        configuration=LEFT,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Batches(Exported):
+    """batches : files written."""
+
+    batches: int = 0
 
 
 def export_rlinf(
@@ -27,8 +70,9 @@ def export_rlinf(
     format: str = "pt",
     by_rank: bool = False,
     seed: int | None = None,
+    fields: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> int:
+) -> Batches:
     """Write a dataset as a buffer folder that ``TrajectoryReplayBuffer.load_checkpoint`` takes.
 
     Parameters
@@ -40,11 +84,8 @@ def export_rlinf(
     format : ``"pt"``, or ``"pkl"``, which is a pickle: only when it is asked for.
     by_rank : folders ``rank_*`` with the ids that the batches had; otherwise one folder, numbered from 0.
     seed : of the metadata; by default the one that was imported.
-
-    Returns
-    -------
-    int
-        Number of batches.
+    fields : only these, ``rewards``, ``prev_logprobs`` or ``actions`` among them: the buffer counts by those. Fields
+        that do not have a row for each step are left out, but for its own of T + E rows.
 
     Raises
     ------
@@ -53,6 +94,12 @@ def export_rlinf(
     """
     if format not in SUFFIXES:
         raise SchemaError(f"{format!r} is no format of this buffer", hint="pt or pkl")
+    names = _rows_of(dataset, chosen(dataset, fields))
+    if not any(name in LENGTH_FIELDS for name in names):
+        raise SchemaError(
+            f"there are none of {', '.join(LENGTH_FIELDS)}, by which this buffer counts samples",
+            hint="name one of them",
+        )
     found = list(groups(dataset))
     table = dataset.table
     ranks = table[RANK] if by_rank and RANK in dataset.columns else None
@@ -63,15 +110,15 @@ def export_rlinf(
     scaffold = Scaffold(path)
     with scaffold as session:
         storage = session.storage
-        for done, chosen in enumerate(found):
-            folder = "" if ranks is None else f"rank_{int(ranks[chosen[0]])}"
-            number = done if numbers is None else int(numbers[chosen[0]])
+        for done, mine in enumerate(found):
+            folder = "" if ranks is None else f"rank_{int(ranks[mine[0]])}"
+            number = done if numbers is None else int(numbers[mine[0]])
             entries = folders.setdefault(folder, {})
             if number in entries:
                 raise SchemaError(f"two batches of {folder} have the id {number}", hint="leave by_rank out")
             if not entries and folder:
                 storage.make_folder(folder)
-            entries[number] = _write(storage, folder, number, dataset, chosen, format)
+            entries[number] = _write(storage, folder, number, dataset, names, mine, format)
             if progress is not None:
                 progress(done + 1, len(found))
         if not found:
@@ -84,14 +131,41 @@ def export_rlinf(
         scaffold.publish()
     parent, name = located(path)
     parent.remove(f"{name}/{PRIVATE}")  # the lock; the folder is theirs
-    return len(found)
+    return Batches(len(dataset), int(dataset.lengths.sum()), _left(dataset, names), len(found))
+
+
+def _rows_of(dataset: Dataset, names: Sequence[str]) -> list[str]:
+    """Those of the fields that have a row for each step, and the buffer's own that have E more."""
+    kept = []
+    for name in names:
+        pairs = dataset.field_pairs(name)
+        counts = pairs[:, 1] - pairs[:, 0]
+        own = name in (*DONES, VALUES)
+        if not dataset.fields[name].whole and (own or (counts == dataset.lengths)[pairs[:, 0] >= 0].all()):
+            kept.append(name)
+    return kept
+
+
+def _left(dataset: Dataset, names: Sequence[str]) -> tuple[str, ...]:
+    known = (WEIGHTS, ENTRY, MIDDLE, OTHER, BATCH, ENV, RANK, NUMBER, "max_episode_length", ID)
+    fields = [name for name in dataset.fields if name not in names and name not in known]
+    columns = [name for name in dataset.columns if name not in known]
+    return tuple(
+        f"{what} left out: {', '.join(left)}" for what, left in (("fields", fields), ("columns", columns)) if left
+    )
 
 
 def _write(
-    storage: Storage, folder: str, number: int, dataset: Dataset, chosen: np.ndarray[Any, Any], kind: str
+    storage: Storage,
+    folder: str,
+    number: int,
+    dataset: Dataset,
+    names: Sequence[str],
+    mine: np.ndarray[Any, Any],
+    kind: str,
 ) -> dict[str, Any]:
     """Write one batch file; its entry in the index."""
-    first = dataset[int(chosen[0])]
+    first = dataset[int(mine[0])]
     value: dict[str, Any] = {}
     if "max_episode_length" in first and int(first["max_episode_length"]) >= 0:
         value["max_episode_length"] = int(first["max_episode_length"])
@@ -99,7 +173,7 @@ def _write(
     if weights is not None:
         value[WEIGHTS] = weights
     value |= first.get(OTHER) or {}
-    value |= joined(dataset, chosen)
+    value |= joined(dataset, mine, names)
     middle = first.get(MIDDLE) or weights or ""
     name = file_name(number, middle, kind)
     save_batch(storage, f"{folder}/{name}" if folder else name, value)

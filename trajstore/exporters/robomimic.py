@@ -14,11 +14,28 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
-from trajstore.format.schema import MAIN_CLOCK
 from trajstore.media.hdf5storage import h5py_module
+from trajstore.operations.carriage import KEPT, LEFT, Carriage
 from trajstore.operations.output import Exported, made_aside
-from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
+from trajstore.operations.roles import Episode, Roles, episodes, find_roles, has_rows, not_carried
 
+CARRIES = {
+    "robomimic": Carriage(
+        numbers=KEPT,
+        complex_numbers=KEPT,
+        bfloat16="as float32",
+        strings=LEFT,
+        documents=LEFT,
+        nested=KEPT,
+        extra_row=LEFT,
+        epochs=LEFT,
+        rate=LEFT,
+        ragged=LEFT,
+        absent=LEFT,
+        columns="`seed`, `success`",
+        configuration="`env_args`",
+    )
+}
 _ATTRIBUTES = ("seed", "success")
 
 
@@ -46,7 +63,7 @@ def export_robomimic(
     terminated or truncated. Fields of T rows without a role stand beside ``actions`` under their names.
     """
     found = find_roles(dataset, fields, **roles)
-    beside = [name for name in found.others if dataset.fields[name].clock == MAIN_CLOCK]
+    beside = [name for name in found.others if has_rows(dataset, name, ("main",))]
     config = dataset.snapshots[0].manifest.config.get("values", {})
     steps = 0
     with made_aside(path) as aside, h5py_module().File(aside, "w", track_order=True) as file:
@@ -84,5 +101,4 @@ def _write(group: Any, one: Episode, roles: Roles, beside: Sequence[str]) -> Non
         if roles.final:
             group[f"next_obs/{name or 'state'}"] = rows[1:]
     for name in beside:
-        if one.others[name] is not None:
-            group[name] = one.others[name]
+        group[name] = one.others[name]

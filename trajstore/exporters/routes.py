@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.dataset import open as open_dataset
+from trajstore.errors import SchemaError
 from trajstore.npz import NpzWriter
+from trajstore.operations.carriage import KEPT, Carriage
+from trajstore.operations.output import Exported
+from trajstore.operations.roles import chosen
 from trajstore.routes import META, MODES, RoutesView, resolve
 
 __all__ = ["MODES", "export_routes"]
+
+CARRIES = {
+    "routes": Carriage(
+        numbers=KEPT,
+        complex_numbers=KEPT,
+        bfloat16="as float32",
+        strings=KEPT,
+        documents=KEPT,
+        nested=KEPT,
+        extra_row="rows alone",
+        epochs="rows alone",
+        rate="rows alone",
+        ragged="rows alone",
+        absent="no rows",
+        columns=KEPT,
+        configuration="keys of `meta`",
+    )
+}
 
 
 def export_routes(
@@ -22,13 +44,14 @@ def export_routes(
     *,
     mode: str = "full",
     keys: Iterable[str] | None = None,
+    fields: Sequence[str] | None = None,
     max_routes: int | None = None,
     compress: bool = True,
     tmp_dir: str | os.PathLike[str] | None = None,
     atomic: bool = True,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> int:
+) -> Exported:
     """Write a ``routes.npz``, for ``np.load(path, allow_pickle=True)`` under NumPy 1.26 and 2.x.
 
     Parameters
@@ -38,20 +61,16 @@ def export_routes(
     mode : ``"full"``, ``"pkd"``, ``"cca"``, ``"pkd_cca"`` or ``"analysis"``.
     keys : names of keys, with or without ``routes_``, in the place of ``mode``; also of fields and columns that a
         store of routes got in another way, which no mode writes. ``meta`` is always written.
+    fields : the same, by the names that fields and columns have in the store, groups among them.
     max_routes : the first so many only.
     compress : as ``numpy.savez_compressed``; else as ``numpy.savez``.
     tmp_dir, atomic, overwrite : as of :class:`trajstore.npz.NpzWriter`.
     progress : is called with elements written and elements there are, all object keys together.
 
-    Returns
-    -------
-    int
-        Number of routes written.
-
     Raises
     ------
     AlreadyExistsError : a file stands at ``path``.
-    NotFoundError, SchemaError : there is no such key or mode.
+    NotFoundError, SchemaError : there is no such key, field or mode.
     StorageError : the disk is full, or refuses otherwise; nothing is left behind.
 
     Notes
@@ -61,6 +80,10 @@ def export_routes(
     below the largest trajectory and some 200 MB, whatever the size.
     """
     view = RoutesView(dataset if isinstance(dataset, Dataset) else open_dataset(dataset))
+    if fields is not None:
+        if keys is not None:
+            raise SchemaError("keys= and fields= say the same", hint="give one of them")
+        keys = chosen(view.dataset, fields, [*view.dataset.columns, *view.dataset.fields])
     count = len(view) if max_routes is None else min(len(view), max(max_routes, 0))
     names = resolve(view.keys if keys is None else view.available, mode, keys)
     numbers = np.arange(count, dtype=np.int64)
@@ -82,4 +105,5 @@ def export_routes(
             else:
                 file.objects(name, count, counted(view.elements(name, numbers)))
         file.scalar_object(META, view.meta(count))
-    return count
+    seeds = [] if "routes_seed" in names else ["there is no key routes_seed, by which routes are told apart"]
+    return Exported(count, int(view.dataset.lengths[:count].sum()), tuple(seeds))

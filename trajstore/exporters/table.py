@@ -7,7 +7,27 @@ from collections.abc import Callable, Sequence
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.operations.carriage import KEPT, LEFT, Carriage
 from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.roles import chosen
+
+CARRIES = {
+    "table": Carriage(
+        numbers=LEFT,
+        complex_numbers=LEFT,
+        bfloat16=LEFT,
+        strings=KEPT,
+        documents=LEFT,
+        nested=LEFT,
+        extra_row=LEFT,
+        epochs=LEFT,
+        rate=LEFT,
+        ragged=LEFT,
+        absent=LEFT,
+        columns=KEPT,
+        configuration=LEFT,
+    )
+}
 
 
 def export_table(
@@ -30,7 +50,7 @@ def export_table(
     if suffix not in (".parquet", ".arrow", ".feather"):
         raise SchemaError(f"{os.fspath(path)} names no table format", hint="end it with .parquet, .arrow or .feather")
     table = dataset.table
-    names = list(table) if fields is None else list(fields)
+    names = chosen(dataset, fields, table)
     columns = {}
     for done, name in enumerate(names, 1):
         columns[name] = pyarrow.array(table[name])
@@ -43,4 +63,5 @@ def export_table(
         else:
             feather.write_feather(found, aside)
     left = [name for name in dataset.fields if name not in names]
-    return Exported(len(dataset), int(dataset.lengths.sum()), (f"rows of fields left out: {', '.join(left)}",))
+    warnings = (f"rows of fields left out: {', '.join(left)}",) if left else ()
+    return Exported(len(dataset), int(dataset.lengths.sum()), warnings)

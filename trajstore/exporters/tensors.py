@@ -10,7 +10,42 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.operations.carriage import KEPT, LEFT, Carriage
 from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.roles import chosen, relation
+
+CARRIES = {
+    "pt": Carriage(
+        numbers=KEPT,
+        complex_numbers=KEPT,
+        bfloat16=KEPT,
+        strings=KEPT,
+        documents=LEFT,
+        nested=KEPT,
+        extra_row="rows alone",
+        epochs="rows alone",
+        rate="rows alone",
+        ragged="rows alone",
+        absent=KEPT,
+        columns="as int64, float64",
+        configuration=LEFT,
+    ),
+    "tensordict": Carriage(
+        numbers=KEPT,
+        complex_numbers=KEPT,
+        bfloat16=KEPT,
+        strings=LEFT,
+        documents=LEFT,
+        nested=KEPT,
+        extra_row=KEPT,
+        epochs=LEFT,
+        rate=LEFT,
+        ragged=LEFT,
+        absent=LEFT,
+        columns=LEFT,
+        configuration=LEFT,
+    ),
+}
 
 
 def export_pt(
@@ -27,7 +62,7 @@ def export_pt(
     """
     import torch
 
-    names = list(dataset.fields) if fields is None else list(fields)
+    names = chosen(dataset, fields)
     left = [name for name in names if dataset.fields[name].dtype == "json"]
     names = [name for name in names if name not in left]
     width = max(6, len(str(len(dataset))))
@@ -74,10 +109,9 @@ def export_tensordict(
         from tensordict import MemoryMappedTensor, TensorDict
     except ImportError as error:
         raise MissingDependencyError("this needs tensordict", hint="pip install tensordict") from error
-    relations = {name: clock.relation for name, clock in dataset.schema.clocks.items()}
-    wanted = list(dataset.fields) if fields is None else list(fields)
-    kept = [n for n in wanted if relations.get(str(dataset.fields[n].clock)) in ("main", "last_row_extra")]
-    kept = [n for n in kept if not dataset.fields[n].whole]
+    wanted = chosen(dataset, fields)
+    relations = {name: "whole" if dataset.fields[name].whole else relation(dataset, name) for name in wanted}
+    kept = [name for name in wanted if relations[name] in ("main", "last_row_extra")]
     lengths = dataset.lengths
     steps = int(lengths.sum())
     with made_aside(path) as aside:
@@ -91,7 +125,7 @@ def export_tensordict(
         for done, name in enumerate(kept, 1):
             if (dataset.field_pairs(name)[:, 0] < 0).any():
                 raise SchemaError(f"some trajectories have no {name!r}", hint="leave it out with fields=")
-            final = relations[str(dataset.fields[name].clock)] == "last_row_extra"
+            final = relations[name] == "last_row_extra"
             for shift, key in ((0, name), (1, f"next/{name}"))[: 1 + final]:
                 tree[tuple(key.split("/"))] = _mapped(dataset, name, shift, steps, os.path.join(aside, key))
             if progress is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from trajstore.errors import FormatError
 from trajstore.format import typedjson
 from trajstore.format.schema import CODED, Clock, Column, Field
-from trajstore.media.hdf5storage import h5py_module
+from trajstore.media.hdf5storage import reading_hdf5
 from trajstore.npz import NpzReader
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
@@ -35,7 +35,7 @@ def import_d4rl(
     step (``infos/…``) are fields too; the rest is left out, and named in the report's warnings.
     """
     place = os.fspath(source)
-    with h5py_module().File(place, "r") as file:
+    with reading_hdf5(place) as file:
         arrays = dict(_datasets(file, ""))
         for name in ("observations", "actions"):
             if name not in arrays:

@@ -11,7 +11,7 @@ import numpy as np
 
 from trajstore.errors import FormatError, NotFoundError
 from trajstore.format.schema import Clock, Column, Field
-from trajstore.media.hdf5storage import h5py_module
+from trajstore.media.hdf5storage import reading_hdf5
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
 
@@ -38,7 +38,7 @@ def import_minari(
     metadata = _metadata(os.path.join(os.path.dirname(file_path), "metadata.json"))
     config = {key: _parsed(metadata[key]) for key in _KEPT if key in metadata}
     strange: dict[str, None] = {}
-    with h5py_module().File(file_path, "r") as file:
+    with reading_hdf5(file_path) as file:
         names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:]))[:limit]
         if not names:
             raise FormatError(f"{file_path} holds no episodes")

@@ -11,7 +11,7 @@ import numpy as np
 
 from trajstore.errors import FormatError
 from trajstore.format.schema import Clock, Column, Field
-from trajstore.media.hdf5storage import h5py_module
+from trajstore.media.hdf5storage import reading_hdf5
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
 
@@ -39,7 +39,7 @@ def import_robomimic(
     """
     place = os.fspath(source)
     strange: dict[str, None] = {}
-    with h5py_module().File(place, "r") as file:
+    with reading_hdf5(place) as file:
         if "data" not in file:
             raise FormatError(f"{place} has no group /data", hint="is it a robomimic file?")
         data = file["data"]

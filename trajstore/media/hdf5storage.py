@@ -12,11 +12,20 @@ import json
 import os
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from trajstore.errors import CorruptionError, FormatError, MissingDependencyError, NotFoundError, StateError
+from trajstore.errors import (
+    CorruptionError,
+    FormatError,
+    MissingDependencyError,
+    NotFoundError,
+    StateError,
+    TrajstoreError,
+)
 from trajstore.format.checksum import crc32, crc32c
 from trajstore.format.layout import MISSING, ROOT, ArrayLayout
 from trajstore.media.readonly import ReadOnly
@@ -46,6 +55,26 @@ def h5py_module() -> Any:
             "HDF5 files need h5py", hint="pip install 'trajstore[hdf5]'", name="h5py"
         ) from error
     return h5py
+
+
+@contextmanager
+def reading_hdf5(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Somebody's HDF5 file, open for reading.
+
+    Raises ``NotFoundError``, ``FormatError`` for another kind of file, ``CorruptionError`` where it cannot be read.
+    """
+    place = os.fspath(path)
+    if not os.path.isfile(place):
+        raise NotFoundError(f"there is no file {place}", hint="check the path")
+    if not is_hdf5(place):
+        raise FormatError(f"{place} is no HDF5 file")
+    try:
+        with h5py_module().File(place, "r") as file:
+            yield file
+    except TrajstoreError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise CorruptionError(f"{place} cannot be read: {error}", hint="restore it from a copy") from error
 
 
 class Hdf5Storage(ReadOnly):

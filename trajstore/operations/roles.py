@@ -85,6 +85,20 @@ def chosen(dataset: Dataset, fields: Sequence[str] | None, known: Iterable[str] 
     return [path for path in there if path in wanted]
 
 
+def relation(dataset: Dataset, path: str) -> str:
+    """How a field's clock lies against the main one; ``"none"`` where the stores do not agree on it."""
+    schemas = [snapshot.manifest.schema for snapshot in dataset.snapshots]
+    found = {s.clocks[str(s.fields[path].clock)].relation for s in schemas if path in s.fields}
+    return found.pop() if len(found) == 1 else "none"
+
+
+def has_rows(dataset: Dataset, path: str, relations: Sequence[str] = ("main", "last_row_extra")) -> bool:
+    """Whether every trajectory has the field, as rows of numbers on a clock that lies so against the main one."""
+    if dataset.fields[path].whole or relation(dataset, path) not in relations:
+        return False
+    return not bool((dataset.field_pairs(path)[:, 0] < 0).any())
+
+
 def find_roles(dataset: Dataset, fields: Sequence[str] | None = None, **given: str) -> Roles:
     """The roles of a dataset's fields, by name.
 
@@ -105,7 +119,7 @@ def find_roles(dataset: Dataset, fields: Sequence[str] | None = None, **given: s
     single = {role: _single(paths, dataset, role, given) for role in ("rewards", "terminations", "truncations")}
     used = {*observations.values(), *actions.values(), *single.values()}
     clocks = {str(paths[path].clock) for path in observations.values()}
-    relations = {dataset.schema.clocks[clock].relation for clock in clocks}
+    relations = {relation(dataset, path) for path in observations.values()}
     if relations <= {"main"}:
         final = False
     elif relations == {"last_row_extra"}:

@@ -22,9 +22,9 @@ from trajstore.errors import FormatError, NotFoundError, SchemaError
 from trajstore.format.layout import column_array
 from trajstore.format.schema import Column, Field
 from trajstore.media.storage import LocalStorage
-from trajstore.rlinf.batch import BATCH, CLOCKS, ENV, NUMBER, VALUES, WEIGHTS, Batch, batch_of, fields_of
+from trajstore.rlinf.batch import BATCH, CLOCKS, ENV, NUMBER, VALUES, WEIGHTS, Batch, batch_of, fields_of, nested
 from trajstore.rlinf.files import load_batch, save_batch
-from trajstore.rlinf.flat import Tensors, assembled, copied, flatten, nested, put, take
+from trajstore.rlinf.flat import Tensors, assembled, copied, flatten, put, take
 from trajstore.rlinf.folder import batch_files, file_name, read_folder, write_index
 from trajstore.sampling.cutting import Cut
 from trajstore.sampling.replayindex import LiveIndex, LiveRows

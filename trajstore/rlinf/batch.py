@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,8 @@ CLOCKS = {
 BATCH, ENV, RANK, NUMBER = "batch", "env", "rank", "trajectory_id"  # columns
 WEIGHTS, ENTRY, MIDDLE, OTHER = "model_weights_id", "index_entry", "file_middle", "other"  # strings and documents
 
-_LENGTH_FIELDS = ("rewards", "prev_logprobs", "actions")
+#: By the first of them that a batch has, its samples are counted.
+LENGTH_FIELDS = ("rewards", "prev_logprobs", "actions")
 
 
 @dataclass
@@ -64,7 +65,7 @@ def batch_of(value: Mapping[str, Any], place: str) -> Batch:
             tensors[name] = item
         elif item is not None:
             plain[name] = item
-    first = next((tensors[name] for name in (*_LENGTH_FIELDS, *tensors) if name in tensors), None)
+    first = next((tensors[name] for name in (*LENGTH_FIELDS, *tensors) if name in tensors), None)
     if first is None:
         raise SchemaError(f"{place} holds no tensors")
     steps, envs = (int(n) for n in first.shape[:2])
@@ -106,15 +107,18 @@ def groups(dataset: Dataset) -> Iterator[Ints]:
     yield from np.split(order, edges) if len(order) else []
 
 
-def joined(dataset: Dataset, numbers: Ints) -> dict[str, Any]:
+def joined(dataset: Dataset, numbers: Ints, fields: Iterable[str] | None = None) -> dict[str, Any]:
     """The batch file's dict of the trajectories of one batch: tensors ``[T, B, …]``, absent fields left out.
+
+    ``fields`` : only these.
 
     Raises ``SchemaError`` if the trajectories differ in length.
     """
     import torch
 
-    value: dict[str, Any] = {}
-    for path, spec in dataset.fields.items():
+    tensors: dict[str, Any] = {}
+    for path in dataset.fields if fields is None else fields:
+        spec = dataset.fields[path]
         if spec.whole:
             continue
         pairs = dataset.field_pairs(path)[numbers]
@@ -135,6 +139,14 @@ def joined(dataset: Dataset, numbers: Ints) -> dict[str, Any]:
             )
         else:
             tensor = torch.from_numpy(rows)
+        tensors[path] = tensor
+    return nested(tensors)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by path as their batches nest them, once."""
+    value: dict[str, Any] = {}
+    for path, tensor in flat.items():
         name, _, inner = path.partition("/")
         if inner:
             value.setdefault(name, {})[inner] = tensor

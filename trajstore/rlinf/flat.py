@@ -56,18 +56,6 @@ def restore(flat: Mapping[str, torch.Tensor], extra: Mapping[str, torch.Tensor],
     return whole
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by path as their batches nest them, once."""
-    value: dict[str, Any] = {}
-    for path, tensor in flat.items():
-        name, _, inner = path.partition("/")
-        if inner:
-            value.setdefault(name, {})[inner] = tensor
-        else:
-            value[name] = tensor
-    return value
-
-
 def take(tensor: torch.Tensor, rows: Ints) -> torch.Tensor:
     """Rows of a tensor, (n, …), in new memory."""
     out = torch.empty((len(rows), *tensor.shape[1:]), dtype=tensor.dtype)

@@ -28,9 +28,9 @@ from trajstore.media.storage import LocalStorage
 from trajstore.operations.merge import merge
 from trajstore.rlinf.arena import Arena
 from trajstore.rlinf.backing import Backing, Files, FileWriter, Stored, StoreWriter, entry_of, link_or_copy, unlisted
-from trajstore.rlinf.batch import WEIGHTS, batch_of
+from trajstore.rlinf.batch import WEIGHTS, batch_of, nested
 from trajstore.rlinf.files import save_batch
-from trajstore.rlinf.flat import Ints, Tensors, assembled, copied, flatten, nested, restore
+from trajstore.rlinf.flat import Ints, Tensors, assembled, copied, flatten, restore
 from trajstore.rlinf.folder import METADATA, SUFFIXES, file_name, read_folder, write_index
 
 __all__ = ["TrajectoryReplayBuffer"]
