@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +15,10 @@ from trajstore.__about__ import __version__
 from trajstore.engine.appender import Appender, Budget
 from trajstore.engine.arraywriter import ArrayWriter
 from trajstore.engine.buffers import Buffers
+from trajstore.engine.catalogue import Catalogue
 from trajstore.engine.commit import Session
 from trajstore.engine.intake import ABSENT
+from trajstore.engine.pool import Pool
 from trajstore.engine.repack import unpack
 from trajstore.engine.seals import SealWriter
 from trajstore.engine.sets import SetWriter
@@ -86,15 +87,14 @@ class Ingest:
         self._codec = codec
         self._lock = lock
         self._clock = clock
-        self._encoders = _Pool(threads, thread_name_prefix="trajstore-encode")
-        self._disk = _Pool(_DISK_THREADS, thread_name_prefix="trajstore-disk")
+        self._encoders = Pool(threads, thread_name_prefix="trajstore-encode")
+        self._disk = Pool(_DISK_THREADS, thread_name_prefix="trajstore-disk")
         self._buffers = Buffers(self._disk)
         self._rows = IntervalBuilder(Snapshot(self.storage, head).set("rows") if head else ())
         self._clock_rows = {name: _rows_on(head, name) for name in self.schema.clocks} if head else {}
         self._table_rows = head.arrays[column_array(ID)][1] if head and column_array(ID) in head.arrays else 0
-        self._names = list(head.names) if head else []
+        self._catalogue = Catalogue(self.storage, head.names if head else ())
         self._appenders: dict[str, Appender] = {}
-        self._unsynced: set[str] = set()
         self._seals: SealWriter | None = None
         self._orphans: dict[str, Shard] = {}
         self._sets = SetWriter(self.storage, session.uuid, self._disk)
@@ -103,7 +103,6 @@ class Ingest:
         self._torn = False  # an append was interrupted midway
         self._table: list[list[Any]] = []  # start and stop on each clock, then columns, of the last trajectories
         self._plan: tuple[Any, ...] = ()
-        self._naming = threading.Lock()  # encoders name arrays too, and must never wait for the writer's lock
 
     def close(self) -> None:
         """Stop the threads; what was not committed is dropped."""
@@ -129,7 +128,7 @@ class Ingest:
         with self._all_or_nothing():
             head = self.session.head
             self._seals = SealWriter(self.storage, self.session.uuid, self._disk, head)
-            self._made(SEALS)
+            self._catalogue.enter(SEALS)
             # The tails that a session before this one left will not grow again.
             self._orphans = dict(head.tails) if head else {}
             self._open_arrays()
@@ -182,15 +181,8 @@ class Ingest:
     def _array_writer(self, layout: ArrayLayout, pack: Any = None) -> ArrayWriter:
         writer = ArrayWriter(layout, self.storage, self.session.uuid, self._disk, pack)
         writer.make_folder()
-        self._made(layout.path)
+        self._catalogue.enter(layout.path)
         return writer
-
-    def _made(self, path: str) -> None:
-        parts = path.split("/")
-        with self._naming:
-            self._unsynced |= {"/".join(parts[:depth]) for depth in range(len(parts))}
-            if path not in self._names:
-                self._names.append(path)
 
     def _appender(self, writer: ArrayWriter, dtype: np.dtype[Any], first: int, path: str = "") -> Appender:
         return Appender(
@@ -368,12 +360,7 @@ class Ingest:
 
     def free_array(self, path: str) -> str:
         """A name for a new field's array; one that moved to plain storage may have taken the first choice."""
-        name = field_array(path)
-        with self._naming:
-            taken = {array.casefold() for array in self._names}
-        while name.casefold() in taken:
-            name += ".0"
-        return name
+        return self._catalogue.free(field_array(path))
 
     def _committed_pairs(self, clock: str) -> np.ndarray[Any, Any]:
         head = self.session.head
@@ -426,10 +413,7 @@ class Ingest:
             # Of the cut, not of now: a first append may open the arrays while this commit is on its way.
             if cut.seals is not None:
                 cut.seals.add(self._new_seals(cut, taken))
-            with self._naming:
-                unsynced = set(self._unsynced)
-            for folder in sorted(unsynced, reverse=True):
-                self.storage.sync_folder(folder)
+            self._catalogue.sync()
             clocks = {spec.array: str(spec.clock) for spec in cut.schema.fields.values()}
             opened = {writer.layout.path: (_on(writer.layout, clocks), ends[path]) for path, writer in writers.items()}
             tails = {writer.layout.path: writer.tail(ends[path]) for path, writer in writers.items()}
@@ -448,7 +432,7 @@ class Ingest:
                 ),
                 schema=cut.schema,
                 arrays=opened,
-                names=tuple(self._names),
+                names=self._catalogue.names,
                 tails={path: tail for path, tail in tails.items() if tail is not None},
                 seals=cut.seals.shards if cut.seals else (head.seals if head else ()),
                 sets=self._sets.store({**sets, "rows": cut.rows}),
@@ -460,15 +444,13 @@ class Ingest:
             for writer, sealed in taken.items():
                 writer.give_back(sealed)
             raise
-        with self._naming:
-            self._unsynced -= unsynced
         for path in cut.orphans:
             self._orphans.pop(path, None)
         self._sets.forget()
         return manifest
 
     def _new_seals(self, cut: Cut, taken: Mapping[ArrayWriter, list[Shard]]) -> list[tuple[int, Shard]]:
-        place = {name: i for i, name in enumerate(self._names)}
+        place = {name: i for i, name in enumerate(self._catalogue.names)}
         new = [(place[path], tail) for path, tail in cut.orphans.items()]
         return new + [(place[writer.layout.path], shard) for writer, sealed in taken.items() for shard in sealed]
 
@@ -506,10 +488,7 @@ class Ingest:
     def _plain_writer(self, path: str) -> ArrayWriter:
         """A new array for a field whose packing does not fit any more."""
         spec = self.schema.fields[path]
-        number = 1
-        while f"{spec.array}.{number}" in self._names or self.storage.list(f"{spec.array}.{number}"):
-            number += 1
-        plain = replace(spec, rule=Rule(), array=f"{spec.array}.{number}")
+        plain = replace(spec, rule=Rule(), array=self._catalogue.free(spec.array))
         layout = field_layout(plain, self._codec)
         # Runs of rows are handed over in whole chunks of the packed array, and must be whole chunks here too.
         packed = self._appenders[spec.array].target.layout
@@ -537,29 +516,6 @@ class Ingest:
         cut.orphans.pop(array, None)
         cut.schema = _moved(cut.schema, path, target.layout.path)
         return target
-
-
-class _Pool(ThreadPoolExecutor):
-    """Threads that a writer may still be closed with while the interpreter ends (``atexit``): its caller then works."""
-
-    _closed = False
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._closed = True
-        super().shutdown(wait, cancel_futures=cancel_futures)
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
-        try:
-            return super().submit(function, *args, **named)
-        except RuntimeError:
-            if self._closed:
-                raise
-        done: Future[Any] = Future()
-        try:
-            done.set_result(function(*args, **named))
-        except Exception as error:
-            done.set_exception(error)
-        return done
 
 
 def _moved(schema: Schema, path: str, array: str) -> Schema:
