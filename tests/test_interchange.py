@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.errors import AlreadyExistsError, SchemaError
+from trajstore.errors import AlreadyExistsError, CorruptionError, SchemaError
 
 h5py = pytest.importorskip("h5py")
 
@@ -176,6 +176,54 @@ class TestFlat:
             same(got["x/y"], wanted["x/y"])
             assert (got["goal"] is None) == (wanted["goal"] is None)
             assert (got["seed"], got["score"]) == (wanted["seed"], wanted["score"])
+
+
+def test_lerobot_videos_there_and_back(ds, tmp_path):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("av")
+    from trajstore.exporters.lerobot import export_lerobot
+    from trajstore.importers.lerobot import import_lerobot
+
+    export_lerobot(ds, tmp_path / "le", fps=12.5, images="video")
+    report = import_lerobot(tmp_path / "le", tmp_path / "back.zarr")
+    assert report.warnings == ("timestamps left out: they are frame / fps",)
+    back = trajstore.open(tmp_path / "back.zarr")
+    for i in range(COUNT):
+        same(back[i]["observation/image"], ds[i]["obs/image"][:-1])
+    few = import_lerobot(tmp_path / "le", tmp_path / "few.zarr", limit=3)
+    assert few.trajectories == 3
+    done = export_lerobot(ds, tmp_path / "lossy", fps=12.5, images="video", crf=23)
+    assert "images are not what they were: videos of crf=23 are lossy" in done.warnings
+    report = import_lerobot(tmp_path / "lossy", tmp_path / "lossy.zarr")
+    assert "as the decoder gives them, the videos being lossy: observation.image" in report.warnings
+    video = tmp_path / "le/videos/observation.image/chunk-000/file-000.mp4"
+    video.write_bytes(video.read_bytes()[:2000])
+    with pytest.raises(CorruptionError, match=r"file-000\.mp4"):
+        import_lerobot(tmp_path / "le", tmp_path / "cut.zarr")
+    assert not (tmp_path / "cut.zarr").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lerobots_own_loader_reads_it(ds, tmp_path):
+    pytest.importorskip("lerobot")
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from trajstore.exporters.lerobot import export_lerobot
+
+    export_lerobot(ds, tmp_path / "le", fps=10, task="reach")
+    loaded = LeRobotDataset("me/reach", root=tmp_path / "le")
+    assert (loaded.num_episodes, len(loaded)) == (COUNT, int(ds.lengths.sum()))
+    for at, (i, k) in enumerate((n, step) for n in range(COUNT) for step in range(len(ds[n]))):
+        row, one = loaded[at], ds[i]
+        assert (int(row["episode_index"]), int(row["frame_index"]), row["task"]) == (i, k, "reach")
+        image = np.rint(np.asarray(row["observation.image"]) * 255).astype(np.uint8).transpose(1, 2, 0)
+        same(image, one["obs/image"][k])
+        same(row["observation.q"], one["obs/q"][k])
+        same(row["action"], one["action"][k])
+        assert float(row["next.reward"]) == one["reward"][k]
+        assert bool(row["next.done"]) == bool(one["terminated"][k] | one["truncated"][k])
+    some = LeRobotDataset("me/reach", root=tmp_path / "le", episodes=[2, 5])
+    assert len(some) == len(ds[2]) + len(ds[5])
 
 
 def test_diffusion_policy_there_and_back(ds, tmp_path):

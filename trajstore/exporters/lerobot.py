@@ -1,4 +1,4 @@
-"""A dataset in LeRobot's format v3: Parquet files of frames, episodes and tasks; images inside as PNG.
+"""A dataset in LeRobot's format v3: Parquet files of frames, episodes and tasks; images inside as PNG, or videos.
 
 Layout: Hugging Face LeRobot, codebase_version v3.0 (``lerobot/datasets/utils.py``).
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.exporters.video import VideoWriter
 from trajstore.operations.carriage import LEFT, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
@@ -38,6 +39,7 @@ CARRIES = {
 }
 _FILE = "chunk-000/file-{:03d}.parquet"
 _FILE_BYTES = 100 << 20  # as LeRobot's own default
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _BOOKKEEPING = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -54,6 +56,8 @@ def export_lerobot(
     fps: float,
     task: str = "",
     robot_type: str | None = None,
+    images: str = "png",
+    crf: int = 0,
     fields: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **roles: str,
@@ -64,31 +68,35 @@ def export_lerobot(
     ----------
     fps : frames a second; LeRobot's timestamps come from it.
     task : of every episode, where the store has no string field ``task``.
+    images : ``"png"``, inside the Parquet files, or ``"video"``: H.264 in MP4 files.
+    crf : of videos; 0 loses nothing (RGB), more is lossy and smaller (H.264's rate factor).
     fields, roles : see ``trajstore.operations.roles.find_roles``.
 
     Notes
     -----
     Observations are ``observation.<name>``, actions ``action`` or ``action.<name>``, and there are ``next.reward`` and
-    ``next.done`` (terminated or truncated). uint8 fields (H, W, 3) or (3, H, W) are images, stored as PNG: nothing is
-    lost. Of T + 1 observations the last is left out: LeRobot has none.
+    ``next.done`` (terminated or truncated). uint8 fields (H, W, 3) or (3, H, W) are images. Of T + 1 observations the
+    last is left out: LeRobot has none.
     """
+    if images not in ("png", "video"):
+        raise SchemaError(f"images={images!r}", hint="images is 'png' or 'video'")
     pyarrow = _pyarrow()
     found = find_roles(dataset, fields, **roles)
-    features = _features(dataset, found)
+    features = _features(dataset, found, images)
     tasks: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     with made_aside(path) as aside:
         for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
             os.makedirs(os.path.join(aside, folder))
-        writer = _Frames(pyarrow, aside, features)
+        writer = _Frames(pyarrow, aside, features, fps, crf)
         for number, one in enumerate(episodes(dataset, found)):
             name = one.others.get("task")
             mine = tasks.setdefault(name if isinstance(name, str) else task, len(tasks))
-            place = writer.add(number, one, found, mine, fps)
+            place = writer.add(number, one, found, mine)
             rows.append({**place, "tasks": [list(tasks)[mine]], "length": len(one)})
             if progress is not None:
                 progress(number + 1, len(dataset))
-        writer.close()
+        writer.end()
         parquet = pyarrow.parquet
         parquet.write_table(pyarrow.Table.from_pylist(rows), os.path.join(aside, "meta/episodes", _FILE.format(0)))
         table = pyarrow.table({"task_index": list(tasks.values()), "__index_level_0__": list(tasks)})
@@ -99,6 +107,8 @@ def export_lerobot(
     warnings = not_carried(found, dataset, ("task",))
     if found.final:
         warnings.append("the observation after the last step was left out: LeRobot has none")
+    if crf and images == "video" and any(feature["dtype"] == "video" for feature in features.values()):
+        warnings.append(f"images are not what they were: videos of crf={crf} are lossy")
     return Exported(len(dataset), int(dataset.lengths.sum()), tuple(warnings))
 
 
@@ -116,11 +126,14 @@ def _png(frame: np.ndarray[Any, Any]) -> bytes:
         from PIL import Image
     except ImportError as error:
         raise MissingDependencyError("images need Pillow", hint="pip install 'trajstore[interchange]'") from error
-    if frame.shape[0] == 3 and frame.shape[-1] != 3:
-        frame = frame.transpose(1, 2, 0)
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(frame)).save(out, format="PNG", compress_level=1)
     return out.getvalue()
+
+
+def _channels_last(frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Images (n, H, W, 3), of (n, 3, H, W) too."""
+    return frames.transpose(0, 2, 3, 1) if frames.shape[1] == 3 and frames.shape[-1] != 3 else frames
 
 
 def _is_image(dtype: str, shape: tuple[int, ...]) -> bool:
@@ -131,7 +144,7 @@ def _named(role: str, name: str, alone: str) -> str:
     return f"{role}.{name.replace('/', '.')}" if name else role + alone
 
 
-def _features(dataset: Dataset, roles: Roles) -> dict[str, dict[str, Any]]:
+def _features(dataset: Dataset, roles: Roles, images: str) -> dict[str, dict[str, Any]]:
     features: dict[str, dict[str, Any]] = {}
     named = [(_named("observation", name, ".state"), path) for name, path in roles.observations.items()]
     named += [(_named("action", name, ""), path) for name, path in roles.actions.items()]
@@ -139,7 +152,11 @@ def _features(dataset: Dataset, roles: Roles) -> dict[str, dict[str, Any]]:
         spec = dataset.fields[path]
         if _is_image(spec.dtype, spec.shape):
             height, width = spec.shape[:2] if spec.shape[-1] == 3 else spec.shape[1:]
-            features[name] = {"dtype": "image", "shape": [height, width, 3], "names": ["height", "width", "channels"]}
+            features[name] = {
+                "dtype": "video" if images == "video" else "image",
+                "shape": [height, width, 3],
+                "names": ["height", "width", "channels"],
+            }
         elif len(spec.shape) > 1:
             raise SchemaError(f"field {path!r} has rows of shape {spec.shape}: LeRobot has vectors and images")
         else:
@@ -153,21 +170,32 @@ def _features(dataset: Dataset, roles: Roles) -> dict[str, dict[str, Any]]:
 
 
 class _Frames:
-    """The Parquet files of frames, an episode at a time, and the statistics of what goes by."""
+    """The Parquet files of frames and the videos, an episode at a time, and the statistics of what goes by."""
 
-    def __init__(self, pyarrow: Any, folder: str, features: Mapping[str, dict[str, Any]]) -> None:
+    def __init__(self, pyarrow: Any, folder: str, features: Mapping[str, dict[str, Any]], fps: float, crf: int) -> None:
         self._pyarrow = pyarrow
         self._folder = folder
         self._features = features
+        self._fps = fps
+        filmed = [name for name, feature in features.items() if feature["dtype"] == "video"]
+        self._videos = {name: VideoWriter(os.path.join(folder, "videos", name), fps, crf) for name in filmed}
+        for name, video in self._videos.items():
+            height, width, _ = features[name]["shape"]
+            features[name]["info"] = {"video.height": height, "video.width": width, **video.about()}
         self._writer: Any = None
         self._file = -1
         self._bytes = 0
         self._index = 0
         self._sums: dict[str, list[Any]] = {}
 
-    def add(self, number: int, one: Episode, roles: Roles, task: int, fps: float) -> dict[str, Any]:
+    def add(self, number: int, one: Episode, roles: Roles, task: int) -> dict[str, Any]:
         """Write one episode; what the table of episodes says of its place."""
-        columns = dict(self._columns(number, one, roles, task, fps))
+        columns = dict(self._columns(number, one, roles, task))
+        filmed: dict[str, Any] = {}
+        for name, video in self._videos.items():
+            file, begin, stop = video.add(_channels_last(columns.pop(name)))
+            place = {"chunk_index": 0, "file_index": file, "from_timestamp": begin, "to_timestamp": stop}
+            filmed |= {f"videos/{name}/{key}": value for key, value in place.items()}
         table = self._pyarrow.table({name: self._array(name, rows) for name, rows in columns.items()})
         if self._writer is None or self._bytes + table.nbytes > _FILE_BYTES:
             self.close()
@@ -186,10 +214,11 @@ class _Frames:
             "dataset_to_index": self._index,
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
+            **filmed,
         }
 
     def _columns(
-        self, number: int, one: Episode, roles: Roles, task: int, fps: float
+        self, number: int, one: Episode, roles: Roles, task: int
     ) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
         steps = len(one)
         for name, rows in one.observations.items():
@@ -199,7 +228,7 @@ class _Frames:
         yield "next.reward", one.rewards.astype(np.float32)
         yield "next.done", one.terminations | one.truncations
         frames = np.arange(steps)
-        yield "timestamp", (frames / fps).astype(np.float32)
+        yield "timestamp", (frames / self._fps).astype(np.float32)
         yield "frame_index", frames
         yield "episode_index", np.full(steps, number)
         yield "index", frames + self._index
@@ -209,7 +238,7 @@ class _Frames:
         pa = self._pyarrow
         if self._features[name]["dtype"] == "image":
             kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-            return pa.array([{"bytes": _png(row), "path": None} for row in rows], kind)
+            return pa.array([{"bytes": _png(row), "path": None} for row in _channels_last(rows)], kind)
         self._count(name, rows)
         flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
         return flat if rows.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
@@ -233,6 +262,12 @@ class _Frames:
             stats[name] = {"min": low, "max": high, "mean": mean, "std": std, "count": np.array([count])}
         return {name: {key: value.tolist() for key, value in values.items()} for name, values in stats.items()}
 
+    def end(self) -> None:
+        """Make the files whole that are being written."""
+        self.close()
+        for video in self._videos.values():
+            video.end()
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -254,7 +289,7 @@ def _info(
         "fps": fps,
         "splits": {"train": f"0:{count}"},
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": None,
+        "video_path": VIDEO_PATH if any(f["dtype"] == "video" for f in features.values()) else None,
         "features": dict(features),
     }
 
