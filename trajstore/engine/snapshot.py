@@ -17,7 +17,7 @@ from trajstore.errors import CorruptionError, NotFoundError
 from trajstore.format.encoding import converter, set_layout
 from trajstore.format.intervals import IntervalSet
 from trajstore.format.layout import ROOT, TABLE_DIMENSION, ArrayLayout, clock_array, column_array
-from trajstore.format.manifest import Manifest, StoredSet
+from trajstore.format.manifest import Manifest, SetArray, StoredSet
 from trajstore.format.schema import ID
 from trajstore.media.hdf5storage import Hdf5Storage
 from trajstore.media.storage import Storage
@@ -116,7 +116,10 @@ class Snapshot:
     def set(self, name: str) -> IntervalSet:
         """One of the manifest's interval sets."""
         value = self.manifest.sets[name]
-        return _load_set(self.storage, value) if isinstance(value, StoredSet) else value
+        if not isinstance(value, StoredSet):
+            return value
+        parts = [_load(self.storage, array) for array in value.arrays]
+        return IntervalSet(np.concatenate([part.pairs for part in (*parts, value.rest)]))
 
     def reader(self, array: str) -> ArrayReader:
         """The reader of an array's rows as they are stored. Raises ``NotFoundError``."""
@@ -228,7 +231,7 @@ def _length_of(storage: Storage, layout: ArrayLayout, shard: int) -> int | None:
     return storage.size(layout.shard_key(shard))
 
 
-def _load_set(storage: Storage, stored: StoredSet) -> IntervalSet:
+def _load(storage: Storage, stored: SetArray) -> IntervalSet:
     lengths = {shard.number: shard.length for shard in stored.shards}
     layout = set_layout(stored.name)
     if stored.intervals > len(lengths) * layout.shard_rows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from trajstore.errors import CorruptionError, FormatError, UnsupportedFormatError
@@ -17,7 +19,7 @@ from trajstore.format.schema import Schema, check_path
 MAJOR, MINOR = 1, 0
 #: Features that a reader, or a writer, must know to go on; docs/spec.md says what each means.
 KNOWN_FEATURES = frozenset({"deleted", "sets"})
-#: Sets of more intervals stand in an array of their own (``sets/``).
+#: Sets of more intervals stand in arrays of their own (``sets/``).
 INLINE_INTERVALS = 1000
 SET_NAMES = ("rows", "deleted", "attempted", "completed")
 
@@ -44,12 +46,34 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class StoredSet:
-    """An interval set that lies in an array of its own (``encoding.set_layout``), named ``name``."""
+class SetArray:
+    """An array (``encoding.set_layout``) of intervals, named ``name``."""
 
     name: str
     intervals: int
     shards: tuple[Shard, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "array": f"{SETS}/{self.name}",
+            "intervals": self.intervals,
+            "shards": [shard.to_json() for shard in self.shards],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> SetArray:
+        folder, _, name = check_path(value["array"], "array").rpartition("/")
+        if folder != SETS:
+            raise FormatError(f"a set lies in {folder!r}")
+        return cls(name, _int(value["intervals"]), tuple(Shard.from_json(shard) for shard in value["shards"]))
+
+
+@dataclass(frozen=True)
+class StoredSet:
+    """An interval set that is too large for the manifest: the union of arrays, and of the rest."""
+
+    arrays: tuple[SetArray, ...]
+    rest: IntervalSet = field(default_factory=IntervalSet)
 
 
 @dataclass(frozen=True)
@@ -101,13 +125,18 @@ class Manifest:
             needed.append("sets")
         return needed
 
+    @property
+    def set_arrays(self) -> tuple[SetArray, ...]:
+        """The arrays that sets lie in, each once."""
+        stored = [value for value in self.sets.values() if isinstance(value, StoredSet)]
+        return tuple({array.name: array for value in stored for array in value.arrays}.values())
+
     def children(self) -> dict[str, dict[str, Any]]:
         """The metadata of every group and array, sorted by depth, then name."""
         arrays = {spec.array: array_attributes(spec) for spec in self.schema.fields.values()}
         nodes = {path: layout.metadata(rows, arrays.get(path)) for path, (layout, rows) in self.arrays.items()}
-        for stored in self.sets.values():
-            if isinstance(stored, StoredSet):
-                nodes[f"{SETS}/{stored.name}"] = set_layout(stored.name).metadata(stored.intervals)
+        for array in self.set_arrays:
+            nodes[f"{SETS}/{array.name}"] = set_layout(array.name).metadata(array.intervals)
         for path in list(nodes):
             parts = path.split("/")
             for depth in range(1, len(parts)):
@@ -244,19 +273,18 @@ def _int(value: Any) -> int:
 
 
 def _set_to_json(value: IntervalSet | StoredSet) -> Any:
-    if isinstance(value, StoredSet):
-        return {
-            "array": f"{SETS}/{value.name}",
-            "intervals": value.intervals,
-            "shards": [shard.to_json() for shard in value.shards],
-        }
-    return value.to_json()
+    if not isinstance(value, StoredSet):
+        return value.to_json()
+    parts = [array.to_json() for array in value.arrays]
+    return parts[0] if len(parts) == 1 and not value.rest else {"union": [*parts, value.rest.to_json()]}
 
 
 def _set_from_json(value: Any) -> IntervalSet | StoredSet:
-    if isinstance(value, dict):
-        folder, _, name = check_path(value["array"], "array").rpartition("/")
-        if folder != SETS:
-            raise FormatError(f"a set lies in {folder!r}")
-        return StoredSet(name, _int(value["intervals"]), tuple(Shard.from_json(shard) for shard in value["shards"]))
-    return IntervalSet.from_json(value)
+    if not isinstance(value, dict):
+        return IntervalSet.from_json(value)
+    parts = value.get("union", [value])
+    rest = [part for part in parts if not isinstance(part, dict)]
+    return StoredSet(
+        tuple(SetArray.from_json(part) for part in parts if isinstance(part, dict)),
+        reduce(or_, map(IntervalSet.from_json, rest), IntervalSet()),
+    )

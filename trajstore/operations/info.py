@@ -215,7 +215,7 @@ def _shards(snapshot: Snapshot) -> dict[str, list[int]]:
             lengths.setdefault(path, []).append(shard.length)
     for name, stored in manifest.sets.items():
         if isinstance(stored, StoredSet):
-            lengths[f"{SETS}/{name}"] = [shard.length for shard in stored.shards]
+            lengths[f"{SETS}/{name}"] = [shard.length for array in stored.arrays for shard in array.shards]
     return lengths
 
 

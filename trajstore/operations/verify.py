@@ -18,7 +18,18 @@ from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, StorageError, UnsupportedFormatError
 from trajstore.format.encoding import set_layout
 from trajstore.format.intervals import IntervalSet
-from trajstore.format.layout import COMMITS, PRIVATE, ROOT, SEALS, STEPS, TABLE, ArrayLayout, is_temporary, metadata_key
+from trajstore.format.layout import (
+    COMMITS,
+    PRIVATE,
+    ROOT,
+    SEALS,
+    SETS,
+    STEPS,
+    TABLE,
+    ArrayLayout,
+    is_temporary,
+    metadata_key,
+)
 from trajstore.format.manifest import Manifest, Shard, StoredSet, root_checksum
 from trajstore.media.hdf5storage import Hdf5Storage
 from trajstore.media.storage import Storage
@@ -131,15 +142,16 @@ class _StoreCheck:
         for name, stored in snapshot.manifest.sets.items():
             if not isinstance(stored, StoredSet):
                 continue
-            layout = set_layout(stored.name)
-            for shard in stored.shards:
-                for fault in check_shard(self.storage, layout, shard, deep=self.deep).faults:
-                    if fault.sure or fault.start < stored.intervals:
-                        yield name, fault.file, fault.message
+            for array in stored.arrays:
+                layout = set_layout(array.name)
+                for shard in array.shards:
+                    for fault in check_shard(self.storage, layout, shard, deep=self.deep).faults:
+                        if fault.sure or fault.start < array.intervals:
+                            yield name, fault.file, fault.message
             try:
                 snapshot.set(name)
             except (FormatError, StorageError, NotFoundError) as error:
-                yield name, layout.path, error.message
+                yield name, SETS, error.message
 
     def _find_shards(self, snapshot: Snapshot) -> None:
         """What the manifest and the seals say there is."""
@@ -243,10 +255,9 @@ class _StoreCheck:
     def _count_orphans(self, manifest: Manifest) -> dict[str, int]:
         named = {layout.shard_key(shard.number) for layout, shard in self.known}
         named |= {metadata_key(path) for path in manifest.children()} | {ROOT}
-        for stored in manifest.sets.values():
-            if isinstance(stored, StoredSet):
-                layout = set_layout(stored.name)
-                named |= {layout.shard_key(shard.number) for shard in stored.shards}
+        for array in manifest.set_arrays:
+            layout = set_layout(array.name)
+            named |= {layout.shard_key(shard.number) for shard in array.shards}
         orphans = temporaries = orphan_bytes = temporary_bytes = 0
         for key, size in _files(self.storage, ""):
             if is_temporary(key.rpartition("/")[2]):
