@@ -230,6 +230,12 @@ def test_archives(tmp_path):
         archive_checkpoints(tmp_path / "c", [2])
 
 
+def test_archives_of_a_folder_named_from_where_one_stands(tmp_path, monkeypatch):
+    fill(tmp_path / "c", 2)
+    monkeypatch.chdir(tmp_path)
+    assert archive_checkpoints("c", [0]) == [str(tmp_path / "c/archive/step-000000000000.tar")]
+
+
 # --- other programs' folders --------------------------------------------------------------------
 
 

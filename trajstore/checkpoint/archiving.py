@@ -31,9 +31,10 @@ def archive_checkpoints(
     AlreadyExistsError : a tar is there. SchemaError : the newest checkpoint that verifies would be removed.
     LockedError : a run saves here.
     """
+    path = os.path.abspath(path)
     folder = open_folder(path)
     chosen = [find(folder, one) for one in which]
-    out = LocalStorage(Path(path) / "archive" if target is None else target)
+    out = LocalStorage(os.path.join(path, "archive") if target is None else target)
     ensure_folder(out, "")
     made = []
     with locked(folder):
