@@ -24,7 +24,7 @@ from trajstore.checkpoint.listing import (
     prune,
     verify,
 )
-from trajstore.checkpoint.plot import metrics_figure, plot_folder, series
+from trajstore.checkpoint.plot import metrics_figure, plot_folder, series, training_figure
 from trajstore.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -151,6 +151,8 @@ def test_prune(tmp_path):
     assert [r.checkpoint.step for r in list_checkpoints(tmp_path / "c").rows] == [0, 1, 5, 10, 11]
     with pytest.raises(SchemaError, match="no rule"):
         prune(tmp_path / "c")
+    with pytest.raises(NotFoundError, match="'reward'.*those of the newest are .*reward_mean"):
+        prune(tmp_path / "c", keep_best=("reward", "max", 3))
     # The newest two rot: the newest that verifies stays, whatever the rules say.
     for step in (10, 11):
         chunk = tmp_path / f"c/step-{step:012d}/opt.float64/c.0"
@@ -207,6 +209,12 @@ def test_exports(tmp_path):
         export_checkpoint(tmp_path / "c", 7, tmp_path / "model.onnx")
     with pytest.raises(SchemaError, match="no tensors"):
         export_checkpoint(tmp_path / "c", 7, tmp_path / "b.safetensors", "step")
+
+
+def test_the_usual_panels_know_the_reward_by_its_common_names():
+    for name in ("reward_mean", "episode_reward_mean"):
+        axes = training_figure([{"iteration": i, name: i / 2} for i in range(4)]).axes[0]
+        assert axes.lines[0].get_ydata().tolist() == [0, 0.5, 1, 1.5]
 
 
 def test_archives(tmp_path):

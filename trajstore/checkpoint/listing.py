@@ -137,7 +137,7 @@ def prune(
 
     Raises
     ------
-    SchemaError : no rule. LockedError : a run saves here. CorruptionError : nothing verifies; nothing is removed.
+    SchemaError : no rule. NotFoundError : no checkpoint has a metric of ``keep_best``. LockedError : a run saves here. CorruptionError : nothing verifies; nothing is removed.
     """
     rules = Retention(keep_last=keep_last, keep_best=keep_best, keep_every=keep_every, keep=tuple(keep))
     if rules.keeps_all and not damaged:
@@ -156,6 +156,12 @@ def _prune(folder: Folder, rules: Retention, damaged: bool) -> Pruned:
     found = folder.checkpoints()
     if not found:
         raise NotFoundError(f"there is no checkpoint in {folder.storage.describe()}")
+    for metric, _, _ in rules.best_rules:  # a metric that none has would let all of them go
+        if all(metric_value(checkpoint.metrics, metric) is None for checkpoint in found):
+            raise NotFoundError(
+                f"no checkpoint in {folder.storage.describe()} has the metric {metric!r}",
+                hint=f"those of the newest are {', '.join(found[-1].metrics) or 'none'}",
+            )
     candidates = [candidate(checkpoint) for checkpoint in found]
     kept = select(candidates, rules, newest_valid(folder, candidates))
     removed = tuple(checkpoint for checkpoint in found if checkpoint.name not in kept)

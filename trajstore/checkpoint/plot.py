@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Series = tuple[list[float], list[float]]
 
 _PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("Episode reward", "reward", (("reward_mean", "mean"),)),
+    ("Episode reward", "reward", (("reward_mean", "mean"), ("episode_reward_mean", "mean"))),
     ("Reward by role", "reward", (("seeker_reward", "seeker"), ("hider_reward", "hider"))),
     ("Episode length", "steps", (("episode_len_mean", "mean"),)),
     ("KL divergence", "KL", (("seeker_kl", "seeker"), ("hider_kl", "hider"), ("kl", "policy"))),
