@@ -41,7 +41,9 @@ def routes(steps: int) -> list[dict[str, Any]]:
     total = 0
     while total < steps:
         for route in _routes():
-            found.append({**route, "seed": np.int64(len(found))})
+            # Arrays of their own: an archive would hold one that is given twice but once.
+            own = {name: value.view() if np.ndim(value) else value for name, value in route.items()}
+            found.append({**own, "seed": np.int64(len(found))})
             total += len(route["obs"])
             if total >= steps:
                 break

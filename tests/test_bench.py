@@ -10,6 +10,7 @@ import pytest
 
 from bench.__main__ import _load
 from bench.data import COLUMNS, routes, trajectory
+from bench.peers import users_layout
 from bench.profiles import shares
 from bench.remarks import REMARKS
 from bench.report import GROUPS, Report, table, with_report
@@ -103,6 +104,12 @@ def test_the_samples_are_as_long_as_asked_for() -> None:
     assert set(columns) == set(COLUMNS)
     assert {len(value) for value in fields.values()} == {len(found[0]["obs"])}
     assert len({int(route["seed"]) for route in found}) == len(found)
+
+
+def test_an_archive_of_repeated_samples_holds_each_of_them(tmp_path: Path) -> None:
+    found = routes(1_000)
+    np.savez(tmp_path / "routes.npz", **users_layout.shard(found))
+    assert (tmp_path / "routes.npz").stat().st_size > sum(route["obs"].nbytes for route in found)
 
 
 def test_samples_of_a_profile_count_for_their_innermost_work() -> None:
