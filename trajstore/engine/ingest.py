@@ -17,6 +17,7 @@ from trajstore.engine.arraywriter import ArrayWriter
 from trajstore.engine.buffers import Buffers
 from trajstore.engine.catalogue import Catalogue
 from trajstore.engine.commit import Session
+from trajstore.engine.identity import Identity
 from trajstore.engine.intake import ABSENT
 from trajstore.engine.pool import Pool
 from trajstore.engine.repack import unpack
@@ -100,6 +101,7 @@ class Ingest:
         self._sets = SetWriter(self.storage, session.uuid, self._disk)
         self._begun = False
         self._opened = len(self._rows), self.counts["next_id"]
+        self._earlier: Identity | None = None
         self._torn = False  # an append was interrupted midway
         self._table: list[list[Any]] = []  # start and stop on each clock, then columns, of the last trajectories
         self._plan: tuple[Any, ...] = ()
@@ -259,6 +261,7 @@ class Ingest:
         if self._torn:
             self._mend()
         self._write_table()
+        steps = int(lengths[0].sum()) if lengths[0] is not None else 0
         self._torn = True
         appenders, schema, clock_rows, counts = self._appenders, self.schema, self._clock_rows, self.counts
         for spec, rows in zip(schema.fields.values(), arrays):
@@ -276,10 +279,11 @@ class Ingest:
         for name in schema.columns:
             appenders[column_array(name)].write(np.arange(first, first + count) if name == ID else next(values))
         self._rows.update(IntervalSet.span(self._table_rows, self._table_rows + count))
+        # No interrupt falls between these: Python looks for one after calls only.
         self._table_rows += count
         counts["next_id"] = first + count
         counts["trajectories"] += count
-        counts["steps"] += int(lengths[0].sum()) if lengths[0] is not None else 0
+        counts["steps"] += steps
         self._torn = False
         return first
 
@@ -294,26 +298,13 @@ class Ingest:
         found = np.empty(len(ids), np.int64)
         new = ids >= first
         found[new] = rows.nth(count + ids[new] - first)
-        found[~new] = self._old_rows_of(ids[~new], rows.nth(np.arange(count)) if not new.all() else ids[~new])
-        return found
-
-    def _old_rows_of(self, ids: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The same for trajectories of earlier sessions, which lie in these rows."""
-        head = self.session.head
-        if not len(ids) or head is None:
-            return ids
-        snapshot = Snapshot(self.storage, head)
-        # Ids are given in the order of rows; only a store that was merged may have them otherwise.
-        if int(ids.max()) < len(rows) and bool((snapshot.column(ID, rows[ids]) == ids).all()):
-            chosen: np.ndarray[Any, np.dtype[np.int64]] = rows[ids]
-            return chosen
-        stored = snapshot.column(ID, rows)
-        order = np.argsort(stored, kind="stable")
-        place = np.minimum(np.searchsorted(stored, ids, sorter=order), len(order) - 1)
-        if not bool((stored[order[place]] == ids).all()):
-            missing = ids[stored[order[place]] != ids][0]
-            raise NotFoundError(f"{self.storage.describe()} has no trajectory of the id {missing}")
-        found: np.ndarray[Any, Any] = rows[order[place]]
+        if not new.all():
+            head = self.session.head
+            if self._earlier is None and head is not None:
+                opened = rows & IntervalSet.span(0, rows.nth(count - 1) + 1) if count else IntervalSet()
+                self._earlier = Identity(Snapshot(self.storage, head), opened)
+            if self._earlier is not None:
+                found[~new] = self._earlier.rows_of(ids[~new])
         return found
 
     def _mend(self) -> None:
@@ -374,6 +365,8 @@ class Ingest:
     def cut(self) -> Cut:
         """Hand all rows to the encoders, and note where everything stands."""
         self._write_table()
+        if self._torn:
+            self._mend()
         self._leap_over_garbage()
         jobs = [job for appender in self._appenders.values() for job in appender.freeze()]
         return Cut(

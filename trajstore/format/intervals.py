@@ -25,6 +25,7 @@ from trajstore.errors import FormatError, NotFoundError, SchemaError
 _Ints = npt.NDArray[np.int64]
 _Bools = npt.NDArray[np.bool_]
 
+_FEW = 4
 _LOWEST = -(2**63)
 _HIGHEST_STOP = 2**63 - 1
 
@@ -309,8 +310,13 @@ class IntervalBuilder:
         return True
 
     def update(self, members: IntervalSet | Iterable[int]) -> None:
-        """Put many members in at once, in time O(K + their number)."""
-        self._replace(self.freeze() | IntervalSet.of(members))
+        """Put many members in at once, in time O(K + their number); a few are added one by one."""
+        found = IntervalSet.of(members)
+        if len(found) <= _FEW:
+            for member in found:
+                self.add(member)
+        else:
+            self._replace(self.freeze() | found)
 
     def freeze(self) -> IntervalSet:
         """The members as they stand now; later changes here do not touch it."""
