@@ -24,7 +24,8 @@ def routes_file() -> Path:
 
 
 @cache
-def _routes() -> tuple[dict[str, Any], ...]:
+def sample() -> tuple[dict[str, Any], ...]:
+    """The routes of the file."""
     with np.load(routes_file(), allow_pickle=True) as data:
         found = {key.removeprefix("routes_"): data[key] for key in data.files if key not in ("meta", "routes_diag")}
     count = len(found["seed"])
@@ -40,7 +41,7 @@ def routes(steps: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     total = 0
     while total < steps:
-        for route in _routes():
+        for route in sample():
             # Arrays of their own: an archive would hold one that is given twice but once.
             own = {name: value.view() if np.ndim(value) else value for name, value in route.items()}
             found.append({**own, "seed": np.int64(len(found))})

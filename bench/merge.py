@@ -37,7 +37,7 @@ def _sources(folder: Path, frames: int, *, steps: int = 250) -> Path:
 @row("merge-linked")
 def merge_linked(bench: Bench) -> Iterator[Claim]:
     """Eight stores into one, by hard links; the peer copies their files, without a sync."""
-    frames = 10_000 if bench.short else 40_000
+    frames = 8_000 if bench.short else 20_000
     large = _sources(bench.scratch("merge.large"), frames)
     small = _sources(bench.scratch("merge.small"), frames // 4)
     size = sum(file.stat().st_size for file in large.rglob("*") if file.is_file())
@@ -124,7 +124,7 @@ def merge_rewritten(bench: Bench) -> Iterator[Claim]:
         shutil.rmtree(target, ignore_errors=True)
 
     work = {"trajstore": ours, "encoded": lambda: ours("balanced"), "zarr-python": loop}
-    times = bench.compare(work, prepare=prepare)
+    times = bench.compare(work, prepare=prepare, repeats=3)
     what = f"merge of {_STORES} stores, {_STORES * len(frames):,} frames, into new files"
     yield times.claim(what, "zarr-python", ">= 5", note="chunks that stay whole are moved")
     yield times.claim(f"{what}, encoded anew", "zarr-python", ours="encoded", note="as with another codec")

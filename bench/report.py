@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+from bench import data
 from bench.remarks import REMARKS
 from bench.rows import Claim, Ratio
 
@@ -79,6 +80,7 @@ def _claim_from_json(found: Mapping[str, Any]) -> Claim:
 def versions() -> dict[str, str]:
     """What was measured with."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
+    found["sampled routes"] = str(len(data.sample()))
     for name in _VERSIONS:
         try:
             found[name] = metadata.version(name)
