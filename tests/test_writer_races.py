@@ -305,6 +305,77 @@ def test_a_temporary_name_that_cannot_be_removed_is_no_conflict() -> None:
     assert recover(disk.storage()) == State(tuple(rows_of(seed) for seed in range(3)))
 
 
+def test_a_full_disk_is_told_before_any_commit_is_asked_for() -> None:
+    """Else all that comes would wait in memory for a commit that nobody makes."""
+    disk = Disk()
+    full = threading.Event()
+
+    def tap(name: str, arguments: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        if name in ("write", "append") and full.is_set():
+            raise StorageError("No space left on device", errno=28)
+        return call()
+
+    storage: Any = Tapped(disk.storage(), tap)
+    taken = 0
+
+    def append_for_ever() -> None:
+        nonlocal taken
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            writer.append(trajectory(taken), seed=taken)
+            taken += 1
+
+    with tiny_shards():
+        writer = trajstore.create(storage, commit_every=None, handle_signals=False)
+        full.set()
+        with pytest.raises(StorageError, match="No space"):
+            append_for_ever()
+        full.clear()
+        writer.commit()
+        writer.append(trajectory(taken), seed=taken)
+        writer.close()
+        assert recover(disk.storage()) == State(tuple(rows_of(seed) for seed in range(taken + 1)))
+
+
+def test_of_two_threads_that_close_one_does_and_the_other_waits() -> None:
+    disk = Disk()
+    inside, going_on = threading.Event(), threading.Event()
+    armed = threading.Event()
+
+    def tap(name: str, arguments: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        if name == "rename" and armed.is_set() and not inside.is_set():
+            inside.set()
+            assert going_on.wait(PATIENCE)
+        return call()
+
+    storage: Any = Tapped(disk.storage(), tap)
+    writer = trajstore.create(storage, commit_every=None, handle_signals=False)
+    writer.append(trajectory(0), seed=0)
+    armed.set()
+    errors: list[BaseException] = []
+    closed: list[int] = []
+
+    def close() -> None:
+        try:
+            writer.close()
+            closed.append(writer.committed)
+        except BaseException as error:
+            errors.append(error)
+
+    first = threading.Thread(target=close)
+    first.start()
+    assert inside.wait(PATIENCE)
+    others = [threading.Thread(target=close) for _ in range(3)]
+    for other in others:
+        other.start()
+    assert closed == [] and all(other.is_alive() for other in others)
+    going_on.set()
+    for thread in (first, *others):
+        thread.join(PATIENCE)
+    assert errors == [] and closed == [1] * 4
+    assert recover(disk.storage()) == State((rows_of(0),))
+
+
 def test_a_commit_that_fails_behind_another_error_is_told() -> None:
     disk = Disk()
     full = threading.Event()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -37,6 +38,7 @@ class ArrayWriter:
     token : unique to the writer session; temporary names carry it.
     disk : runs the writes of shards that have become full before any commit asks for them.
     pack : how rows become stored rows, where they differ.
+    on_failure : told when such an early write fails; the next flush tries it again.
 
     Notes
     -----
@@ -45,7 +47,13 @@ class ArrayWriter:
     """
 
     def __init__(
-        self, layout: ArrayLayout, storage: Storage, token: str, disk: Executor, pack: Pack | None = None
+        self,
+        layout: ArrayLayout,
+        storage: Storage,
+        token: str,
+        disk: Executor,
+        pack: Pack | None = None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.layout = layout
         self.storage = storage
@@ -56,6 +64,7 @@ class ArrayWriter:
         self._token = token
         self._names = itertools.count()
         self._disk = disk
+        self._on_failure = on_failure
         self._shards: dict[int, GrowingShard] = {}
         self._sealed: list[Shard] = []
         self._guard = threading.Lock()
@@ -110,8 +119,12 @@ class ArrayWriter:
                 self._early.popleft().exception()
 
     def _flush_full(self, shard: GrowingShard) -> None:
-        with self._flushing:
-            self._write(shard)
+        try:
+            with self._flushing:
+                self._write(shard)
+        except BaseException:
+            self._on_failure()
+            raise
 
     # -- frames to files -------------------------------------------------------------------------------------------
 

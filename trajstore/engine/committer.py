@@ -148,14 +148,20 @@ class Committer:
     def took(self, nbytes: int) -> None:
         """Note, under the writer's lock, what the ingest has been given: so much of it, and a commit is made."""
         self._taken_bytes += nbytes
-        if self._by_number and self._enough():
+        if (self._by_number or self._ingest.disk_failed) and self._enough():
             with self._wake:
                 self._wake.notify_all()
 
     def _enough(self) -> bool:
-        """Whether so much is new that it should be committed; not if that has just failed."""
+        """Whether a commit should be made at once; not if one has just failed.
+
+        So much is new, or the disk has refused a shard: it is the commit that says so, lest what cannot be written
+        piles up in memory.
+        """
         if self.failure is not None:
             return False
+        if self._ingest.disk_failed:
+            return True
         head = self._session.head
         new = self._ingest.counts["trajectories"] - (head.counts["trajectories"] if head else 0)
         return (self._trajectories is not None and new >= self._trajectories) or (

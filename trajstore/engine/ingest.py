@@ -64,6 +64,10 @@ class Ingest:
     codec : of the fields' arrays that are made from now on.
     lock : the writer's, re-entrant; ``append``, ``declare``, ``split`` and ``cut`` are called while it is held.
 
+    Attributes
+    ----------
+    disk_failed : a shard that became full could not be written; whether it can be now, a commit shows.
+
     Notes
     -----
     ``commit`` is called in one thread at a time, without the lock: rows go on coming in meanwhile.
@@ -88,6 +92,7 @@ class Ingest:
         self._codec = codec
         self._lock = lock
         self._clock = clock
+        self.disk_failed = False
         self._encoders = Pool(threads, thread_name_prefix="trajstore-encode")
         self._disk = Pool(_DISK_THREADS, thread_name_prefix="trajstore-disk")
         self._buffers = Buffers(self._disk)
@@ -181,10 +186,13 @@ class Ingest:
             self._appenders[writer.layout.path] = self._appender(writer, self.schema.fields[path].in_memory, row, path)
 
     def _array_writer(self, layout: ArrayLayout, pack: Any = None) -> ArrayWriter:
-        writer = ArrayWriter(layout, self.storage, self.session.uuid, self._disk, pack)
+        writer = ArrayWriter(layout, self.storage, self.session.uuid, self._disk, pack, self._note_failure)
         writer.make_folder()
         self._catalogue.enter(layout.path)
         return writer
+
+    def _note_failure(self) -> None:
+        self.disk_failed = True
 
     def _appender(self, writer: ArrayWriter, dtype: np.dtype[Any], first: int, path: str = "") -> Appender:
         return Appender(
@@ -368,6 +376,7 @@ class Ingest:
         if self._torn:
             self._mend()
         self._leap_over_garbage()
+        self.disk_failed = False
         jobs = [job for appender in self._appenders.values() for job in appender.freeze()]
         return Cut(
             self.schema,
