@@ -281,6 +281,42 @@ def test_arguments_that_mean_nothing_are_refused(tmp_path: Path) -> None:
             recorder.set(level=3)
 
 
+def test_what_would_fail_in_the_background_is_refused_at_the_call(tmp_path: Path) -> None:
+    never, obs = np.zeros(2, bool), np.zeros((2, 3))
+    with trajstore.create(tmp_path / "s") as writer:
+        for wrong in ({"num_envs": "2"}, {"num_envs": 2.0}, {"num_envs": 2, "memory_bytes": "1G"}):
+            with pytest.raises(SchemaError):
+                Recorder(writer, **wrong)  # type: ignore[arg-type]
+        with Recorder(writer, 2, observations="T+1") as recorder:
+            with pytest.raises(SchemaError, match=r"'terminated' has the shape \(2, 1\), expected \(2,\)"):
+                recorder.step(obs=obs, terminated=never[:, None])
+            for ends in (never, ~never):  # as the first step, and as a later one
+                with pytest.raises(
+                    SchemaError, match=r"final_obs has the shape \(2, 4\), and field 'obs' has \(2, 3\)"
+                ):
+                    recorder.step(obs=obs, terminated=~never, final_obs=np.zeros((2, 4)))
+                recorder.step(obs=obs, terminated=ends, final_obs=obs)
+    assert trajstore.open(tmp_path / "s").lengths.tolist() == [2, 2]
+
+
+def test_a_column_takes_no_value_that_it_would_change(tmp_path: Path) -> None:
+    never = np.zeros(2, bool)
+    with trajstore.create(tmp_path / "s") as writer, Recorder(writer, 2) as recorder:
+        with pytest.raises(SchemaError, match="column 'level' holds numbers or bools, not str"):
+            recorder.set(level="maze")
+        with pytest.raises(SchemaError, match=r"column 'level' has the shape \(3,\), expected \(2,\)"):
+            recorder.set(level=[1, 2, 3])
+        recorder.step(x=np.zeros(2), terminated=never, columns={"level": np.array([1, 2])})
+        for value in (0.5, np.array([np.nan, 1])):
+            with pytest.raises(SchemaError, match="column 'level' was int64 when it was first set"):
+                recorder.step(x=np.zeros(2), terminated=~never, columns={"level": value})
+        recorder.step(x=np.zeros(2), terminated=~never, columns={"level": np.array([3.0, 4.0])})
+        for call in (recorder.stop, recorder.start, recorder.reset):
+            with pytest.raises(SchemaError, match="chooses no environments of the 2"):
+                call([2])
+    assert trajstore.open(tmp_path / "s").table["level"].tolist() == [3, 4]
+
+
 def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with trajstore.create(tmp_path / "s", commit_every=None) as writer:
         recorder = Recorder(writer, 2, memory_bytes=4096)

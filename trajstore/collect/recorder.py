@@ -76,8 +76,10 @@ class Recorder:
         _check_choice("observations", observations, ("T", "T+1"))
         _check_choice("flags", flags, ("columns", "fields"))
         _check_choice("on_close", on_close, ("truncate", "drop"))
-        if num_envs < 1:
-            raise SchemaError(f"{num_envs} environments cannot be recorded")
+        if not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+            raise SchemaError(f"{num_envs!r} environments cannot be recorded")
+        if not isinstance(memory_bytes, (int, np.integer)):
+            raise SchemaError(f"memory_bytes is {memory_bytes!r}", hint="a whole number of bytes")
         self.writer = writer
         self.num_envs = num_envs
         self.autoreset = autoreset
@@ -165,25 +167,45 @@ class Recorder:
 
         ``envs`` : a mask or indices. Every column must be set before the first step.
         """
+        chosen = slice(None) if envs is None else self._numbers(envs)
         for name, value in columns.items():
             values = np.asarray(value)
+            if values.dtype.kind not in "biuf":
+                raise SchemaError(f"column {name!r} holds numbers or bools, not {type(value).__name__}")
             column = self._columns.get(name)
             if column is None:
                 if self._head:
                     raise SchemaError(f"column {name!r} was not set before the first step", hint="set it there")
                 dtype = np.dtype(np.int64) if isinstance(value, int) and not isinstance(value, bool) else values.dtype
                 column = self._columns[name] = np.zeros(self.num_envs, dtype)
-            if envs is None:
-                column[...] = values
-            else:
-                column[np.asarray(envs)] = values
+            if values.shape not in ((), column[chosen].shape):
+                raise SchemaError(f"column {name!r} has the shape {values.shape}, expected {column[chosen].shape}")
+            if values.dtype.kind != column.dtype.kind:
+                with np.errstate(invalid="ignore"):
+                    same = bool((values.astype(column.dtype) == values).all())
+                if not same:
+                    raise SchemaError(
+                        f"column {name!r} was {column.dtype} when it was first set, which cannot hold {value!r:.60}",
+                        hint="set it to floats from the beginning, or to NaN",
+                    )
+            column[chosen] = values
+
+    def _numbers(self, envs: Any) -> Array:
+        """The numbers of the environments that a mask or indices choose."""
+        try:
+            return np.arange(self.num_envs)[np.asarray(envs)]
+        except IndexError:
+            raise SchemaError(
+                f"{envs!r:.60} chooses no environments of the {self.num_envs} there are",
+                hint=f"a bool mask ({self.num_envs},), or numbers from 0 to {self.num_envs - 1}",
+            ) from None
 
     def reset(self, envs: Any = None, *, final_obs: Any = None) -> None:
         """The next step begins an episode in all environments, or in ``envs``; one under way there ends, truncated.
 
         Its final observation is that of ``final_obs``, (num_envs, …), or what was ``put`` in this step already.
         """
-        chosen = slice(None) if envs is None else np.asarray(envs)
+        chosen = slice(None) if envs is None else self._numbers(envs)
         if self._head and self._boundary and not self._ring.backend:
             at = self._head % self._ring.steps
             rows = {path: self._ring.slots[path].array[at] for path in self._begun if self._splitter.has_boundary(path)}
@@ -207,23 +229,25 @@ class Recorder:
 
     def stop(self, envs: Any) -> None:
         """Record nothing more of some environments; an episode under way there ends, truncated."""
-        self._active[np.asarray(envs)] = False
+        self._active[self._numbers(envs)] = False
 
     def start(self, envs: Any) -> None:
         """Record environments again that were stopped; their next step begins an episode."""
-        self._active[np.asarray(envs)] = True
+        self._active[self._numbers(envs)] = True
 
     def _flags(self, values: dict[str, Any]) -> None:
         for name in ("terminated", "truncated"):
             value = values[name]
-            if type(value) is not np.ndarray or value.dtype != np.bool_:
-                if device.on_device(value):
-                    values[name] = value.bool()
-                    continue
+            if device.on_device(value):
+                values[name] = value.bool()
+            elif type(value) is not np.ndarray or value.dtype != np.bool_:
                 array = as_array(name, value)
-                if array.dtype != np.bool_:
-                    array = array != 0
-                values[name] = array
+                values[name] = array if array.dtype == np.bool_ else array != 0
+            if not self._ring.steps and tuple(values[name].shape) != (self.num_envs,):  # later ones are as the first
+                raise SchemaError(
+                    f"{name!r} has the shape {tuple(values[name].shape)}, expected ({self.num_envs},): one each env",
+                    hint="flags (num_envs, 1) are given as flags[:, 0]",
+                )
 
     def _give(self, final_obs: Any, values: dict[str, Any]) -> None:
         """Keep the final observations of the environments that end; a device's are not looked at, but sent along."""
@@ -236,6 +260,14 @@ class Recorder:
                 )
             return
         found = self._boundary_values(final_obs)
+        for path, value in found.items():
+            slot = self._ring.slots.get(path)
+            shape = np.shape(values.get(path, self._row.get(path))) if slot is None else slot.row_shape
+            if np.shape(value) != shape:
+                raise SchemaError(
+                    f"final_obs has the shape {tuple(np.shape(value))}, and field {path!r} has {tuple(shape)}",
+                    hint="it has a row for each env; those that do not end are not read",
+                )
         terminated, truncated = values["terminated"], values["truncated"]
         if any(device.on_device(value) for value in (terminated, truncated, *found.values())):
             values.update((f"{FINAL}{path}", value) for path, value in found.items())
