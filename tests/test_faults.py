@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,31 +15,22 @@ from typing import Any
 import pytest
 
 import trajstore
-from tests.campaign import faults
+from tests.campaign import calls, faults, share
 from tests.campaign.disk import Disk, Tapped
 from tests.campaign.workload import State, open_writer, recover, rows_of, tiny_shards, trajectory
 from trajstore.errors import StorageError
-from trajstore.media.storage import LocalStorage
 
 ROOM = Path(__file__).resolve().parent.parent
+FAULTS = 5000  # in the three shares together
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_every_operation_fails_once(part: int) -> None:
+def test_operations_fail_in_every_way(part: int) -> None:
     """Whatever fails: the error surfaces, what was acknowledged is there, and the store can be gone on with."""
-    silent = failed = 0
-    for at in range(1 + part, faults.length() + 1, 4):
-        _, calls = faults.play(at, faults.ERRORS[at % len(faults.ERRORS)], "after" if at % 3 == 0 else "before")
-        failed += calls > 0
-        silent += not calls
-    assert failed > silent, "only what is done on the side (removing an old name, say) may fail unnoticed"
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_operations_fail_in_every_way(seed: int) -> None:
-    counts = faults.campaign(100, seed)
-    print(dict(counts))
-    assert counts["faults"] == 100 and counts["calls that failed"] > 50
+    counts = faults.some(share.mine(faults.plays()[: FAULTS + 10])[part::4])
+    share.count("faults", {"faults": counts["faults"]})
+    assert counts["faults"] >= FAULTS // share.SHARES // 4
+    assert counts["calls that failed"] > counts["faults"] // 2, "only what is done on the side may fail unnoticed"
 
 
 @pytest.mark.parametrize("name", ["make_folder", "list"])
@@ -73,115 +63,20 @@ def test_arrays_that_could_be_opened_in_part_only_are_not_named(name: str) -> No
 
 # -- the real thing ----------------------------------------------------------------------------------------------------
 
-COLLECTOR = textwrap.dedent(
-    """
-    import os, sys
-    sys.path.insert(0, {room!r})
-    from tests.campaign.workload import open_writer, tiny_shards, trajectory
-    from trajstore.errors import TrajstoreError
-    from trajstore.media.storage import LocalStorage
-    with tiny_shards():
-        writer = open_writer(LocalStorage(sys.argv[1]), resume=True)
-        failed = 0
-        for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 4):
-            writer.append(trajectory(seed), seed=seed)
-            try:
-                writer.commit()
-                os.write(1, b"%d\\n" % seed)
-            except TrajstoreError as error:
-                failed += 1
-                os.write(2, str(error).encode() + b"\\n")
-        writer.close()
-        os.write(1, b"closed\\n")
-    """
-)
+
+@pytest.mark.skipif(not calls.strace_works(), reason="strace is not installed, or may not trace here")
+@pytest.mark.parametrize("part", range(2))
+def test_system_calls_that_fail_or_kill(part: int) -> None:
+    counts = calls.alone("strace", 50, 2 * share.NUMBER + part)
+    share.count("system calls", counts)
+    assert counts["sites"] == 50 and counts["killed"] and counts["failed"]
 
 
-def collect(place: Path, first: int, *before: str) -> tuple[list[int], subprocess.CompletedProcess[str]]:
-    command = [*before, sys.executable, "-c", COLLECTOR.format(room=str(ROOM)), str(place), str(first)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ)
-    lines = done.stdout.split()
-    acknowledged = [int(line) for line in lines if line.isdigit()]
-    return (list(range(first, first + 4)) if "closed" in lines else acknowledged), done
-
-
-def check(place: Path, acknowledged: list[int]) -> None:
-    with tiny_shards():
-        found = recover(LocalStorage(place))
-    seeds = [rows[0] for rows in found.trajectories] if isinstance(found, State) else []
-    assert set(acknowledged) <= set(seeds)
-    assert all(rows == rows_of(rows[0]) for rows in getattr(found, "trajectories", ()))
-
-
-def strace_works() -> bool:
-    if shutil.which("strace") is None:
-        return False
-    done = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False)
-    return done.returncode == 0
-
-
-@pytest.mark.skipif(not strace_works(), reason="strace is not installed, or may not trace here")
-@pytest.mark.parametrize(
-    ("call", "error", "when"),
-    [
-        ("fdatasync", "EIO", "3"),
-        ("fdatasync", "ENOSPC", "7+"),
-        ("fsync", "EIO", "2"),
-        ("fsync", "EIO", "6+"),
-        ("rename", "EIO", "2"),
-        ("link,linkat", "ENOSPC", "3"),
-        ("writev", "ENOSPC", "4"),
-        ("writev", "EDQUOT", "9+"),
-        ("copy_file_range", "EIO", "2"),
-        ("mkdir", "ENOSPC", "4"),
-        ("flock", "ENOLCK", "1"),
-    ],
-)
-def test_system_calls_that_fail(tmp_path: Path, call: str, error: str, when: str) -> None:
-    place = tmp_path / "store"
-    first, _ = collect(place, 0)
-    assert first == [0, 1, 2, 3]
-    inject = f"inject={call}:error={error}:when={when}"
-    second, done = collect(place, 10, "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
-    check(place, first + second)
-    third, _ = collect(place, 20)
-    assert third == [20, 21, 22, 23], done.stderr
-    check(place, first + second + third)
-
-
-@pytest.mark.skipif(not strace_works(), reason="strace is not installed, or may not trace here")
-@pytest.mark.parametrize(
-    ("call", "when"), [("fdatasync", 5), ("rename", 4), ("link,linkat", 3), ("fsync", 6), ("writev", 8)]
-)
-def test_processes_killed_at_a_system_call(tmp_path: Path, call: str, when: int) -> None:
-    place = tmp_path / "store"
-    inject = f"inject={call}:signal=KILL:when={when}"
-    first, done = collect(place, 0, "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
-    assert done.returncode != 0
-    if first:
-        check(place, first)
-    second, done = collect(place, 10)
-    assert second == [10, 11, 12, 13], done.stderr
-    check(place, first + second)
-
-
-@pytest.mark.parametrize("limit", [0, 100, 900, 4000])
-def test_a_disk_that_is_full_after_so_many_bytes_of_a_file(tmp_path: Path, limit: int) -> None:
-    """RLIMIT_FSIZE: every file beyond the limit fails as on a full disk (SIGXFSZ ignored, as Python does)."""
-    place = tmp_path / "store"
-    first, _ = collect(place, 0)
-    command = [sys.executable, "-c", COLLECTOR.format(room=str(ROOM)), str(place), "10"]
-
-    def restrict() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, preexec_fn=restrict)
-    assert "Traceback" not in done.stderr or "StorageError" in done.stderr, done.stderr
-    second = [int(line) for line in done.stdout.split() if line.isdigit()]
-    check(place, first + second)
-    third, done = collect(place, 20)
-    assert third == [20, 21, 22, 23], done.stderr
-    check(place, first + second + third)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_disks_that_are_full_after_so_many_bytes_of_a_file() -> None:
+    counts = calls.alone("full", 22, share.NUMBER)
+    share.count("full disks", counts)
+    assert counts["sizes"] == 22
 
 
 def tmpfs_works() -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import trajstore
-from tests.campaign import zombies
+from tests.campaign import share, zombies
 from tests.campaign.disk import Disk, Tapped
 from tests.campaign.workload import State, open_writer, recover, rows_of, trajectory
 from trajstore.errors import ConflictError
@@ -22,12 +22,20 @@ from trajstore.format.layout import ROOT
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
-def test_no_acknowledged_commit_is_lost_to_a_writer_that_wakes() -> None:
-    """The root never goes back to an older commit either, so snapshots are monotone."""
-    counts = zombies.campaign(500)
-    print(dict(counts))
-    assert counts["schedules"] == 500
-    assert counts["refused"] > 100 and counts["commits acknowledged"] > 1000
+@pytest.mark.parametrize("part", range(4))
+def test_no_acknowledged_commit_is_lost_to_a_writer_that_wakes(part: int) -> None:
+    """At no pair of points. The root never goes back to an older commit either, so snapshots are monotone."""
+    pairs = share.mine(zombies.pairs())[part::4]
+    counts = zombies.some(pairs)
+    share.count("zombies", counts)
+    assert counts["schedules"] == len(pairs) > 500
+    assert counts["refused"] > 300 and counts["commits acknowledged"] > 1000
+
+
+def test_nor_to_one_that_wakes_late() -> None:
+    counts = zombies.campaign(60, share.NUMBER)
+    share.count("zombies", counts)
+    assert counts["refused"] > 20
 
 
 def test_a_claim_so_old_that_its_number_is_free_again_is_refused() -> None:

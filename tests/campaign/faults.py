@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tests.campaign.disk import Disk, Tapped
@@ -123,21 +123,31 @@ def length() -> int:
     return play(1 << 30)[0].count
 
 
-def campaign(count: int | None, seed: int = 0) -> Counter[str]:
-    """So many faults at random, or every operation with every error, moment and duration."""
-    plays = [
+def plays(seed: int = 0) -> list[tuple[int, int, str, bool]]:
+    """Every operation with every error, moment and duration, in an order of the seed's."""
+    found = [
         (at, code, moment, persistent)
         for at in range(1, length() + 1)
         for code in ERRORS
         for moment in ("before", "after")
         for persistent in (False, True)
     ]
-    random.Random(seed).shuffle(plays)
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def some(chosen: Iterable[tuple[int, int, str, bool]]) -> Counter[str]:
+    """These faults."""
     counts: Counter[str] = Counter()
-    for chosen in plays[:count]:
-        fault, failed = play(*chosen)
+    for one in chosen:
+        fault, failed = play(*one)
         counts["faults"] += 1
         counts[f"in {fault.name}"] += 1
         counts["calls that failed"] += failed
         counts["operations that failed"] += fault.hits
     return counts
+
+
+def campaign(count: int, seed: int = 0) -> Counter[str]:
+    """So many faults at random."""
+    return some(plays(seed)[:count])

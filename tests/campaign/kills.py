@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import trajstore
 from tests.campaign.explorer import Violation
-from tests.campaign.workload import State, recover, rows_of, tiny_shards, trajectory
+from tests.campaign.workload import State, recover, room, rows_of, tiny_shards, trajectory
 from trajstore.media.storage import LocalStorage
 
 SEEDS = range(1_000_000)
@@ -152,8 +151,8 @@ class Collection:
 def campaign(count: int, seed: int = 0, longest: float = 0.25) -> Counter[str]:
     """So many collectors ended, three in five by SIGKILL, the others by SIGTERM and SIGINT."""
     sys.stdout.flush()
-    with tempfile.TemporaryDirectory() as folder:
-        collection = Collection(Path(folder) / "store", seed)
+    with room() as folder:
+        collection = Collection(folder / "store", seed)
         for _ in range(count):
             number = collection.draw.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
             collection.one(number, longest)

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 import trajstore
 from tests.campaign.explorer import Violation
-from tests.campaign.workload import rows_of, state_of, tiny_shards, trajectory
+from tests.campaign.workload import room, rows_of, state_of, tiny_shards, trajectory
 from trajstore.errors import NotFoundError
 
 WRITER = """
@@ -46,8 +45,8 @@ class Hunt:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        room = str(Path(__file__).resolve().parents[2])
-        self._process = subprocess.Popen([sys.executable, "-c", WRITER, str(self.place)], cwd=room)
+        root = str(Path(__file__).resolve().parents[2])
+        self._process = subprocess.Popen([sys.executable, "-c", WRITER, str(self.place)], cwd=root)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -146,8 +145,8 @@ class Hunt:
 def campaign(seconds: float, seed: int = 0, kinds: tuple[str, ...] = ()) -> Counter[str]:
     """Readers in turns for so long, the writer killed after every dozen commits or so."""
     names = kinds or ("own", "own_held", "zarr_python", "tensorstore", "zarrs")
-    with tempfile.TemporaryDirectory() as folder, tiny_shards():
-        hunt = Hunt(Path(folder) / "store", seed)
+    with room() as folder, tiny_shards():
+        hunt = Hunt(folder / "store", seed)
         hunt.start()
         try:
             deadline = time.monotonic() + 20

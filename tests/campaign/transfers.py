@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -24,7 +23,7 @@ from typing import Any
 import trajstore
 from tests.campaign.disk import CHANGES, SYNCS
 from tests.campaign.explorer import Violation
-from tests.campaign.workload import OPTIONS, trajectory
+from tests.campaign.workload import OPTIONS, room, trajectory
 from trajstore.exporters.hdf5 import export_hdf5
 from trajstore.exporters.routes import export_routes
 from trajstore.importers.hdf5 import import_hdf5
@@ -84,40 +83,40 @@ def parts_at(place: Path) -> str:
     return "" if not all(found) else hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def _export_hdf5(room: Path, out: Path) -> None:
-    export_hdf5(trajstore.open(room / "source"), out)
+def _export_hdf5(start: Path, out: Path) -> None:
+    export_hdf5(trajstore.open(start / "source"), out)
 
 
-def _import_hdf5(room: Path, out: Path) -> None:
-    import_hdf5(room / "source.h5", out)
+def _import_hdf5(start: Path, out: Path) -> None:
+    import_hdf5(start / "source.h5", out)
 
 
-def _export_routes(room: Path, out: Path) -> None:
-    export_routes(room / "routes", out)
+def _export_routes(start: Path, out: Path) -> None:
+    export_routes(start / "routes", out)
 
 
-def _import_routes(room: Path, out: Path) -> None:
+def _import_routes(start: Path, out: Path) -> None:
     import_routes(ROUTES, out)
 
 
-def _merge(room: Path, out: Path) -> None:
-    merge([room / "source", room / "other"], out)
+def _merge(start: Path, out: Path) -> None:
+    merge([start / "source", start / "other"], out)
 
 
-def _compact(room: Path, out: Path) -> None:
-    compact(room / "source", out)
+def _compact(start: Path, out: Path) -> None:
+    compact(start / "source", out)
 
 
-def _split(room: Path, out: Path) -> None:
-    split(room / "source", out, first=11)
+def _split(start: Path, out: Path) -> None:
+    split(start / "source", out, first=11)
 
 
-def _repair(room: Path, out: Path) -> None:
-    repair(room / "source", out)
+def _repair(start: Path, out: Path) -> None:
+    repair(start / "source", out)
 
 
-def _verify(room: Path, out: Path) -> None:
-    if not verify(room / "source", deep=True).ok:
+def _verify(start: Path, out: Path) -> None:
+    if not verify(start / "source", deep=True).ok:
         raise Violation("verify finds damage where there is none")
     out.write_text("verified")
 
@@ -195,11 +194,11 @@ class Mortal:
 class Workshop:
     """A folder with sources, and one kind of job that is killed there again and again."""
 
-    def __init__(self, room: Path, name: str) -> None:
-        self.room = room
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
         self.name = name
         self.do, target, self.look = JOBS[name]
-        self.out = room / "outs" / target
+        self.out = folder / "outs" / target
         self.out.parent.mkdir(exist_ok=True)
         started = time.monotonic()
         self.operations = int(in_child(lambda: self._run(1 << 60)) or 0)
@@ -212,14 +211,14 @@ class Workshop:
 
     def _run(self, at: int) -> str:
         mortal = Mortal(at)
-        self.do(self.room, self.out)
+        self.do(self.folder, self.out)
         return str(mortal.made)
 
     def _found(self) -> str:
         return in_child(lambda: self.look(self.out)) or ""
 
     def _sources(self) -> list[str]:
-        return [bytes_of(path) for path in sorted(self.room.iterdir()) if path.name != "outs"]
+        return [bytes_of(path) for path in sorted(self.folder.iterdir()) if path.name != "outs"]
 
     def clear(self) -> None:
         LocalStorage(self.out.parent.parent).remove("outs")
@@ -247,17 +246,17 @@ class Workshop:
         return ended is None
 
 
-def sources(room: Path) -> str:
+def sources(start: Path) -> str:
     """Make what the jobs start from."""
     for name, seeds in (("source", range(60)), ("other", range(100, 120))):
-        with trajstore.create(room / name, **OPTIONS) as writer:
+        with trajstore.create(start / name, **OPTIONS) as writer:
             for seed in seeds:
                 writer.append(trajectory(seed, True), seed=seed)
                 if seed % 20 == 19:
                     writer.commit()
     if "export of HDF5" in JOBS:
-        export_hdf5(trajstore.open(room / "source"), room / "source.h5")
-    import_routes(ROUTES, room / "routes")
+        export_hdf5(trajstore.open(start / "source"), start / "source.h5")
+    import_routes(ROUTES, start / "routes")
     return ""
 
 
@@ -266,10 +265,10 @@ def campaign(each: int, seed: int = 0, names: tuple[str, ...] = ()) -> Counter[s
     sys.stdout.flush()
     draw = random.Random(seed)
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        in_child(lambda: sources(Path(folder)))
+    with room() as folder:
+        in_child(lambda: sources(folder))
         for name in names or JOBS:
-            workshop = Workshop(Path(folder), name)
+            workshop = Workshop(folder, name)
             for number in range(each):
                 if number % 2 == 0 and workshop.operations:
                     dead = workshop.killed(draw.randint(1, workshop.operations))
@@ -283,9 +282,9 @@ def campaign(each: int, seed: int = 0, names: tuple[str, ...] = ()) -> Counter[s
 def every_operation(name: str) -> Counter[str]:
     """One job, killed before each of its operations."""
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        in_child(lambda: sources(Path(folder)))
-        workshop = Workshop(Path(folder), name)
+    with room() as folder:
+        in_child(lambda: sources(folder))
+        workshop = Workshop(folder, name)
         for at in range(1, workshop.operations + 1):
             counts["killed"] += workshop.killed(at)
     return counts

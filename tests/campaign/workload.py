@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -42,6 +46,15 @@ def tiny_shards() -> Iterator[None]:
             assert hasattr(encoding, name), name
             stack.enter_context(mock.patch.object(encoding, name, value))
         yield
+
+
+@contextlib.contextmanager
+def room() -> Iterator[Path]:
+    """A folder for real files: in memory where that can be had, since what a kill leaves does not hang on the disk."""
+    memory = "/dev/shm"
+    spacious = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 256 << 20
+    with tempfile.TemporaryDirectory(dir=memory if spacious else None) as folder:
+        yield Path(folder)
 
 
 class Inline:
