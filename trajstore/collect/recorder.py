@@ -193,7 +193,8 @@ class Recorder:
     def _numbers(self, envs: Any) -> Array:
         """The numbers of the environments that a mask or indices choose."""
         try:
-            return np.arange(self.num_envs)[np.asarray(envs)]
+            numbers: Array = np.arange(self.num_envs)[np.asarray(envs)]
+            return numbers
         except IndexError:
             raise SchemaError(
                 f"{envs!r:.60} chooses no environments of the {self.num_envs} there are",
@@ -262,10 +263,11 @@ class Recorder:
         found = self._boundary_values(final_obs)
         for path, value in found.items():
             slot = self._ring.slots.get(path)
-            shape = np.shape(values.get(path, self._row.get(path))) if slot is None else slot.row_shape
-            if np.shape(value) != shape:
+            given: Any = values.get(path, self._row.get(path)) if slot is None else None
+            shape = tuple(np.shape(given)) if slot is None else slot.row_shape
+            if tuple(np.shape(value)) != shape:
                 raise SchemaError(
-                    f"final_obs has the shape {tuple(np.shape(value))}, and field {path!r} has {tuple(shape)}",
+                    f"final_obs has the shape {tuple(np.shape(value))}, and field {path!r} has {shape}",
                     hint="it has a row for each env; those that do not end are not read",
                 )
         terminated, truncated = values["terminated"], values["truncated"]
