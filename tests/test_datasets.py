@@ -113,6 +113,7 @@ def test_every_trajectory_falls_into_one_part() -> None:
     [
         *({}, {"first": 1, "parts": 2}, {"first": 11}, {"first": -1}, {"parts": 0}, {"fractions": {}}),
         *({"fractions": {"a": 0.9, "b": 0.2}}, {"fractions": {"a": 0.0}}, {"fractions": {"rest": 0.5}}),
+        *({"mask": np.ones(9, bool)}, {"mask": np.ones(10)}),  # neither is one bool a trajectory
     ],
 )
 def test_rules_that_cannot_be_followed(rule: dict[str, Any]) -> None:
@@ -307,6 +308,9 @@ def test_columns_that_are_refused(store: Path, name: str, values: Any, error: ty
         add_column(store, name, values)
     with pytest.raises(SchemaError, match="cannot hold"):
         add_column(store, "small", np.arange(COUNT) + 1000, dtype="int8")
+    for values in (np.full(COUNT, np.nan), np.full(COUNT, 0.5), np.full(COUNT, 1e20)):
+        with pytest.raises(SchemaError, match="column 'whole' has values that int64 cannot hold"):
+            add_column(store, "whole", values, dtype="int64")
     assert trajstore.open(store).snapshots[0].manifest.commit.number == before
 
 
@@ -353,6 +357,11 @@ def test_fields_are_derived(store: Path) -> None:
         add_field(store, "other", ReturnsToGo("nope"), like="nope")
     with pytest.raises(SchemaError, match="computed with the shape"):
         add_field(store, "other", lambda dataset, numbers: np.zeros(3), like="reward", dtype="float64", shape=())
+    bright = each(lambda t: np.full(len(t["reward"]), 300.5))
+    with pytest.raises(SchemaError, match="field 'other' has values that uint8 cannot hold"):
+        add_field(store, "other", bright, like="reward", dtype="uint8")
+    with pytest.raises(SchemaError, match="cannot be computed as bfloat16"):
+        add_field(store, "other", bright, like="reward", dtype="bfloat16")
 
 
 def test_backward_sums_stay_within_their_runs() -> None:

@@ -47,7 +47,10 @@ def partition(
     if sum(rules) != 1:
         raise SchemaError("a split follows exactly one rule", hint="first, fractions, where, mask, by or parts")
     if mask is not None:
-        return {"match": _ints(np.flatnonzero(mask)), "rest": _ints(np.flatnonzero(~np.asarray(mask, np.bool_)))}
+        chosen = np.asarray(mask)
+        if chosen.dtype != np.bool_ or chosen.shape != (count,):
+            raise SchemaError(f"a mask of {count} trajectories is bool ({count},), not {chosen.dtype} {chosen.shape}")
+        return {"match": _ints(np.flatnonzero(chosen)), "rest": _ints(np.flatnonzero(~chosen))}
     if by is not None:
         return _by_value(*by)
     order = np.arange(count, dtype=np.int64) if seed is None else shuffled(count, seed)

@@ -15,7 +15,7 @@ from trajstore.errors import AlreadyExistsError, NotFoundError, SchemaError
 from trajstore.format.encoding import column_layout, field_layout
 from trajstore.format.expression import Expression
 from trajstore.format.layout import ArrayLayout, field_array
-from trajstore.format.schema import Column, Field, dtype_name
+from trajstore.format.schema import CODED, Column, Field, dtype_name
 from trajstore.media.shardfile import write_shard
 from trajstore.operations.amendment import Amendment, amending
 from trajstore.operations.assembly import make_folder, write_table
@@ -66,7 +66,7 @@ def add_column(
         schema = replace(schema, columns={**schema.columns, name: column})
         layout = column_layout(name, column)
         table = np.full(amendment.snapshot.table_rows, layout.fill, layout.dtype)
-        table[rows[: len(found)]] = _exactly(name, found, layout.dtype)
+        table[rows[: len(found)]] = _exactly(f"column {name!r}", found, layout.dtype)
         amendment.storage.remove(layout.path)  # what an attempt before this one left, which no commit names
         amendment.storage.make_folder(layout.path)
         shards = write_table(amendment.storage, layout, table, amendment.disk)()
@@ -91,10 +91,13 @@ def _values(values: Any, live: Dataset, every: Dataset) -> Array:
     return found
 
 
-def _exactly(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
-    found = values.astype(dtype)
-    if values.dtype.kind != "f" and not np.array_equal(found.astype(values.dtype), values):
-        raise SchemaError(f"column {name!r} has values that {dtype} cannot hold")
+def _exactly(what: str, values: Array, dtype: np.dtype[Any]) -> Array:
+    """The values in another dtype; floats may be rounded to other floats, and nothing else may change."""
+    with np.errstate(invalid="ignore"):
+        found = values.astype(dtype)
+        rounded = values.dtype.kind in "fc" and dtype.kind in "fc"
+        if not rounded and not np.array_equal(found.astype(values.dtype), values):
+            raise SchemaError(f"{what} has values that {dtype} cannot hold", hint="give another dtype, or round them")
     return found
 
 
@@ -155,6 +158,8 @@ def add_field(
             sample = compute(every, order[:1].astype(np.int64))
             dtype, shape = dtype or dtype_name(sample.dtype), shape if shape is not None else sample.shape[1:]
         spec = Field(dtype or "float32", tuple(shape or ()), model.clock, array=_free_array(amendment, path))
+        if spec.dtype in CODED:
+            raise SchemaError(f"field {path!r} cannot be computed as {spec.dtype}", hint="as float32, say")
         layout = field_layout(spec, head.arrays[model.array][0].codec)
         schema = head.schema.with_field(path, spec)
         make_folder(amendment.storage, layout.path)
@@ -204,7 +209,7 @@ def _chunks(
         )
     inside = (rows >= 0) & (rows < layout.shard_rows)
     shard = np.full((layout.shard_rows, *layout.row_shape), layout.fill, layout.dtype)
-    shard[rows[inside]] = found[inside]
+    shard[rows[inside]] = _exactly(f"field {path!r}", found[inside], layout.dtype)
     size = layout.chunk_rows
     for chunk in np.unique(rows[inside] // size).tolist():
         yield chunk, shard[chunk * size : (chunk + 1) * size]
