@@ -91,6 +91,9 @@ def test_rows_know_their_shape_without_reading(ds, expected):
     assert np.array_equal(np.asarray(rows), expected[299]["state"]["q"])
     with pytest.raises(NotFoundError, match=r"has .* rows here"):
         rows[1000]
+    for key in (1.5, "a", [0.5]):
+        with pytest.raises(SchemaError, match="rows are chosen by integers"):
+            rows[key]
 
 
 def test_a_trajectory_is_a_mapping(ds, expected):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.engine.snapshot import Snapshot
-from trajstore.errors import CorruptionError, FormatError, NotFoundError
+from trajstore.errors import CorruptionError, FormatError, NotFoundError, SchemaError
 from trajstore.format import typedjson
 from trajstore.format.schema import ID, MAIN_CLOCK, Field
 
@@ -157,6 +157,8 @@ class Rows:
         chosen = np.asarray(first)
         if chosen.dtype == bool:
             return self._reader.read(self._start, self._stop)[key]
+        if chosen.size and chosen.dtype.kind not in "iu":
+            raise SchemaError(f"rows are chosen by integers, slices and masks, not by {first!r:.60}")
         if chosen.size and (chosen.min() < -len(self) or chosen.max() >= len(self)):
             raise NotFoundError(f"field {self.field!r} has {len(self)} rows here, and no row {first!r:.60}")
         flat = np.where(chosen < 0, chosen + len(self), chosen).astype(np.int64).reshape(-1) + self._start
