@@ -161,6 +161,16 @@ def test_take_and_read_gather_at_once(ds, expected):
     assert ds.read("action", np.array([5, 2])).tolist() == [*expected[5]["action"], *expected[2]["action"]]
     with pytest.raises(NotFoundError, match="trajectory 3 has no row 1000"):
         ds.take("obs", np.array([3]), np.array([1000]))
+    assert ds.take("obs", [5, 2], [0, 1]).tobytes() == ds.take("obs", np.array([5, 2]), np.array([0, 1])).tobytes()
+    assert ds.read("action", [5, 2]).tolist() == [*expected[5]["action"], *expected[2]["action"]]
+    assert len(ds.take("obs", [], [])) == len(ds.read("obs", [])) == 0
+    for wrong in ([0.5], [[1]], "a", 1):
+        with pytest.raises(SchemaError, match="chosen by integers"):
+            ds.read("obs", wrong)
+    with pytest.raises(SchemaError, match="2 trajectories and 1 steps"):
+        ds.take("obs", [0, 1], [0])
+    with pytest.raises(NotFoundError, match="beyond the"):
+        ds.take("obs", [COUNT], [0])
 
 
 def test_batches_are_grouped_by_length(ds, expected):
@@ -261,6 +271,8 @@ def test_pandas_dask_and_xarray(ds, expected):
     assert set(found.dims) == {"steps", "obs_1", "obs_2", "obs_3"}
     mine = found["obs"].where(found["trajectory"] == 7, drop=True)
     assert mine.shape[0] == len(expected[7]["action"])
+    with pytest.raises(NotFoundError, match="no clock 'step'"):
+        ds.to_xarray("step")
     assert found["step"].values.max() == max(len(t["action"]) for t in expected[:50]) - 1
 
 

@@ -160,9 +160,12 @@ class Dataset(Selection):
         """An ``xarray.Dataset`` of the fields on a clock, lazily (dask), rows end to end, trajectory after trajectory.
 
         Coordinates along the clock: ``trajectory`` (number in this dataset) and ``step`` (counted in the trajectory).
-        Raises ``MissingDependencyError``.
+        Raises ``MissingDependencyError``, and ``NotFoundError`` for a clock that there is not.
         """
         xarray = optional("xarray", "xarray")
+        clocks = self.schema.clocks
+        if clock != MAIN_CLOCK and clock not in clocks:
+            raise NotFoundError(f"there is no clock {clock!r}", hint=f"there are {', '.join(clocks) or 'none'}")
         pairs = self.pairs(clock)
         counts = pairs[:, 1] - pairs[:, 0]
         number = np.repeat(np.arange(len(self), dtype=np.int64), counts)

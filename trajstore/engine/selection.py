@@ -163,9 +163,12 @@ class Selection:
     def take(self, field: str, trajectories: Ints, steps: Ints, out: Array | None = None) -> Array:
         """Single rows of a field: row ``steps[i]`` of trajectory ``trajectories[i]``; (n, *shape), one gather.
 
-        Raises ``NotFoundError`` for a row beyond its trajectory.
+        Raises ``NotFoundError`` for a row beyond its trajectory, ``SchemaError`` for numbers that are no integers.
         """
-        pairs = self.field_pairs(field)[trajectories]
+        trajectories, steps = _integers(trajectories), _integers(steps)
+        if len(trajectories) != len(steps):
+            raise SchemaError(f"{len(trajectories)} trajectories and {len(steps)} steps: one step is taken of each")
+        pairs = self._chosen(self.field_pairs(field), trajectories)
         rows = pairs[:, 0] + steps
         if len(rows) and bool(((steps < 0) | (rows >= pairs[:, 1])).any()):
             bad = int(np.flatnonzero((steps < 0) | (rows >= pairs[:, 1]))[0])
@@ -177,11 +180,20 @@ class Selection:
         pairs = self.field_pairs(field)
         if trajectories is None:
             trajectories = np.arange(len(self), dtype=np.int64)
-        pairs = pairs[trajectories]
+        trajectories = _integers(trajectories)
+        pairs = self._chosen(pairs, trajectories)
         if len(self._snapshots) == 1:
             return self._snapshots[0].field(field).read_runs(pairs[:, 0], pairs[:, 1], out)
         part = np.repeat(self._part_of(trajectories), pairs[:, 1] - pairs[:, 0])
         return self._gather(field, part, spans(pairs[:, 0], pairs[:, 1]), out)
+
+    def _chosen(self, pairs: Ints, trajectories: Ints) -> Ints:
+        try:
+            return pairs[trajectories]
+        except IndexError:
+            raise NotFoundError(
+                f"a trajectory is beyond the {len(self)} there are", hint="they are counted from 0"
+            ) from None
 
     def gather(self, field: str, trajectories: Ints, rows: Ints, out: Array | None = None) -> Array:
         """Rows of a field by their numbers in the store of the trajectory that each belongs to: (n, *shape)."""
@@ -220,3 +232,15 @@ def _groups(part: Ints, parts: int) -> list[tuple[int, Any]]:
     if (part == part[0]).all():
         return [(int(part[0]), slice(None))]
     return [(p, np.flatnonzero(part == p)) for p in np.unique(part).tolist()]
+
+
+def _integers(numbers: Any) -> Ints:
+    """Numbers of trajectories or steps, (n,); a list and a mask are taken as well."""
+    found = np.asarray(numbers)
+    if found.ndim == 1 and found.dtype.kind in "iu":
+        return found
+    if found.ndim == 1 and found.dtype == np.bool_:
+        return np.flatnonzero(found)
+    if not found.size:
+        return np.empty(0, np.int64)
+    raise SchemaError(f"trajectories and steps are chosen by integers (n,), not by {numbers!r:.60}")
