@@ -137,7 +137,8 @@ def prune(
 
     Raises
     ------
-    SchemaError : no rule. NotFoundError : no checkpoint has a metric of ``keep_best``. LockedError : a run saves here. CorruptionError : nothing verifies; nothing is removed.
+    SchemaError : no rule. NotFoundError : no checkpoint has a metric of ``keep_best``.
+    LockedError : a run saves here. CorruptionError : nothing verifies; nothing is removed.
     """
     rules = Retention(keep_last=keep_last, keep_best=keep_best, keep_every=keep_every, keep=tuple(keep))
     if rules.keeps_all and not damaged:
