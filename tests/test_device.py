@@ -201,6 +201,15 @@ def test_final_observations_from_a_device(tmp_path: Path, on: Any) -> None:
     assert ds[8]["obs"][:, 0].tolist() == [8, 9, 10, 11, 111]
 
 
+def test_what_is_needed_at_once_must_be_on_the_host(tmp_path: Path, on: Any) -> None:
+    with trajstore.create(tmp_path / "s") as writer, Recorder(writer, 3) as recorder:
+        with pytest.raises(SchemaError, match="column 'level' lies in a device's memory"):
+            recorder.set(level=on(torch.arange(3)))
+        for choose in (recorder.stop, recorder.start, recorder.reset):
+            with pytest.raises(SchemaError, match="environments lies in a device's memory"):
+                choose(on(torch.ones(3, dtype=torch.bool)))
+
+
 class Batch(dict[str, Any]):
     """As much of a TensorDict as its recorder uses."""
 

@@ -169,7 +169,7 @@ class Recorder:
         """
         chosen = slice(None) if envs is None else self._numbers(envs)
         for name, value in columns.items():
-            values = np.asarray(value)
+            values = _on_host(f"column {name!r}", value)
             if values.dtype.kind not in "biuf":
                 raise SchemaError(f"column {name!r} holds numbers or bools, not {type(value).__name__}")
             column = self._columns.get(name)
@@ -193,7 +193,7 @@ class Recorder:
     def _numbers(self, envs: Any) -> Array:
         """The numbers of the environments that a mask or indices choose."""
         try:
-            numbers: Array = np.arange(self.num_envs)[np.asarray(envs)]
+            numbers: Array = np.arange(self.num_envs)[_on_host("the choice of environments", envs)]
             return numbers
         except IndexError:
             raise SchemaError(
@@ -442,6 +442,15 @@ def _own(value: Any) -> Any:
     if hasattr(value, "numpy") and hasattr(value, "detach"):
         return value.detach().clone()
     return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _on_host(what: str, value: Any) -> Array:
+    if device.on_device(value):
+        raise SchemaError(
+            f"{what} lies in a device's memory, and is needed on the host in this call",
+            hint="pass value.cpu(), which waits for the device; what may come later can be recorded as a field",
+        )
+    return np.asarray(value)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
