@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import shutil
 import threading
 import time
@@ -30,6 +31,23 @@ def resident() -> float:
     return 0.0
 
 
+class _Malloc(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks".split()] + [
+        (name, ctypes.c_size_t) for name in "uordblks fordblks keepcost".split()
+    ]
+
+
+def in_use() -> float:
+    """Memory in MiB that the process has asked the C library for and not given back; 0 where it does not tell."""
+    try:
+        told = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return 0.0
+    told.restype = _Malloc
+    found = told()
+    return float(found.uordblks + found.hblkhd) / 2**20
+
+
 class Curve(threading.Thread):
     """Notes memory, disk and queues once a second."""
 
@@ -41,13 +59,14 @@ class Curve(threading.Thread):
 
     def run(self) -> None:
         begun = time.monotonic()
-        names = ["seconds", "resident_mib", "steps", "trajectories", "unfinished_mib", "spilled_mib", "stall_seconds"]
+        names = ["seconds", "resident_mib", "in_use_mib", "steps", "trajectories"]
+        names += ["unfinished_mib", "spilled_mib", "stall_seconds"]
         with self.path.open("w", newline="") as file:
             sheet = csv.writer(file)
             sheet.writerow(names)
             while not self.end.wait(1.0):
                 stats = self.recorder.stats
-                row = [time.monotonic() - begun, resident(), stats["steps"], stats["trajectories"]]
+                row = [time.monotonic() - begun, resident(), in_use(), stats["steps"], stats["trajectories"]]
                 row += [stats["unfinished_bytes"] / 2**20, stats["spilled_bytes"] / 2**20, stats["stall_seconds"]]
                 self.rows.append(row)
                 sheet.writerow([round(value, 2) for value in row])
@@ -141,7 +160,8 @@ def draw(path: Path, rows: list[list[float]]) -> None:
     values = np.array(rows)
     figure, axes = pyplot.subplots(figsize=(8, 4))
     axes.plot(values[:, 0] / 60, values[:, 1], label="resident")
-    axes.plot(values[:, 0] / 60, values[:, 4], label="unfinished rows in memory")
+    axes.plot(values[:, 0] / 60, values[:, 2], label="in use")
+    axes.plot(values[:, 0] / 60, values[:, 5], label="unfinished rows in memory")
     axes.set_xlabel("minutes")
     axes.set_ylabel("MiB")
     axes.set_ylim(0)
