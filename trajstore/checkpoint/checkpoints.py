@@ -75,7 +75,7 @@ class Checkpoints:
         once more; a second signal drains), or ``"ignore"``.
     rng : save the states of the global random number generators with each checkpoint.
     link : write a chunk that did not change since the checkpoint before as a hard link to it.
-    threads : that compress and write.
+    threads : that compress and write; ``None`` for half of the cores, at most 4, so that the loop keeps the others.
     read_only : take no lock and write nothing; many may read while one writes.
 
     With no rule at all (``keep_last=None``) everything stays. The newest is never deleted.
@@ -102,7 +102,7 @@ class Checkpoints:
         on_signal: str = "drain",
         rng: bool = True,
         link: bool = True,
-        threads: int = 2,
+        threads: int | None = None,
         read_only: bool = False,
     ) -> None:
         if on_busy not in ("wait", "skip"):
@@ -117,6 +117,7 @@ class Checkpoints:
         if read_only:
             self._rules = read_rules(self._storage)  # they say what is best
         else:
+            threads = max(1, min((os.cpu_count() or 1) // 2, 4) if threads is None else threads)
             options = Options(on_busy, on_signal, rng, link, threads, kept)
             self._saver = Saver(self._shelf, self._history, self._rules, options)
 

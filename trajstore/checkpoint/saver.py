@@ -39,7 +39,7 @@ class Options:
     on_signal: str = "drain"
     rng: bool = True
     link: bool = True
-    threads: int = 2
+    threads: int = 1
     milestone: frozenset[str] = frozenset()
 
 
@@ -124,7 +124,7 @@ class Saver:
             self._newest = (name, record)
         self._serial = self._newest[1].serial if self._newest else 0
         write_rules(self._storage, rules)
-        self._pool = Pool(max(options.threads, 1))
+        self._pool = Pool(options.threads)
         self._keeper = Keeper(shelf, rules, options.milestone, self._pool)
         self._thread = threading.Thread(target=_work, args=(weakref.ref(self), self._changed), daemon=True)
         self._thread.start()
