@@ -49,7 +49,7 @@ def training_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> Fi
         _dress(axes, name, unit, sum(drawn), _steps_in(history))
         if name == "KL divergence" and any(drawn):
             values = [y for metric, _ in lines for y in series(history, metric)[1]]
-            if values and min(values) > 0:
+            if values and 0 < 20 * min(values) < max(values):
                 axes.set_yscale("log")
     _summarise(panels[5], history)
     return figure
@@ -87,7 +87,7 @@ def plot_folder(path: str | Path, target: str | Path, metrics: Sequence[str] = (
     history = open_folder(path).history()
     if not history:
         raise NotFoundError(f"there is no metrics history in {path}", hint="checkpoints were saved without metrics")
-    title = Path(path).resolve().name
+    title = "/".join(Path(path).resolve().parts[-2:])
     figure = metrics_figure(history, metrics, title) if metrics else training_figure(history, title)
     folder = LocalStorage(target.resolve().parent)
     ensure_folder(folder, "")
@@ -132,25 +132,30 @@ def _figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     except ImportError as error:
         raise MissingDependencyError("plots need matplotlib", hint="pip install matplotlib") from error
     # Not pyplot: it keeps figures and may look for a screen.
-    figure = MatplotlibFigure(figsize=(6.5 * columns, 3.4 * rows), layout="constrained")
+    figure = MatplotlibFigure(figsize=(6.5 * columns, 3.2 * rows))
+    figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.12)
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _draw(axes: Axes, line: Series, label: str) -> bool:
     if line[0]:
-        axes.plot(*line, label=label, marker="o" if len(line[0]) < 30 else None, markersize=3, linewidth=1.5)
+        axes.plot(*line, label=label, marker="o" if len(line[0]) < 60 else None, markersize=2.5, linewidth=1.4)
     return bool(line[0])
 
 
 def _dress(axes: Axes, title: str, unit: str, lines: int, unit_of_steps: str) -> None:
-    axes.set_title(title, fontsize=11)
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel(unit_of_steps)
     axes.set_ylabel(unit)
-    axes.grid(alpha=0.3)
-    axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 2.5M
     if lines > 1:
-        axes.legend()
+        axes.legend(edgecolor="none", framealpha=0.7)
     if not lines:
         axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="0.5")
 
@@ -161,7 +166,7 @@ def _steps_in(history: Sequence[Mapping[str, Any]]) -> str:
 
 def _summarise(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     axes.axis("off")
-    axes.set_title("Latest", fontsize=11)
+    axes.set_title("Latest", fontsize=11, loc="left")
     latest = history[-1] if history else {}
     lines = []
     for name in [name for name in names(latest) if name not in _STEP_NAMES][:14]:
@@ -169,7 +174,8 @@ def _summarise(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
         if value is None:
             continue
         recent = series(history[-20:], name)[1]
-        mean = f"{math.fsum(recent) / len(recent):12.5g}" if recent else " " * 12
-        lines.append(f"{name[:24]:24s} {value:12.6g} {mean}")
+        mean = f"{math.fsum(recent) / len(recent):12.4g}" if recent else " " * 12
+        shown = f"{value:12,.0f}" if abs(value) >= 1000 else f"{value:12.4g}"
+        lines.append(f"{name[:24]:24s} {shown} {mean}")
     head = f"{'':24s} {'latest':>12s} {'mean of 20':>12s}"
     axes.text(0.0, 0.95, "\n".join([head, *lines]), family="monospace", fontsize=9, va="top", transform=axes.transAxes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Any
 
@@ -50,10 +51,11 @@ def ls(folder: str, detailed: bool, metrics: tuple[str, ...], as_json: bool) -> 
             _print_detail(row)
     else:
         names = list(metrics) or _common_metrics(listing)
+        columns = [_column([row.checkpoint for row in listing.rows], name) for name in names]
         table = [
-            [row.checkpoint.step, _date(row.checkpoint.time), *(_metric(row.checkpoint, name) for name in names),
-             size(row.disk_bytes), ", ".join(row.kept) or "-", _tags(row)]
-            for row in listing.rows
+            [row.checkpoint.step, _date(row.checkpoint.time), *values, size(row.disk_bytes),
+             ", ".join(row.kept) or "-", _tags(row)]
+            for row, *values in zip(listing.rows, *columns)
         ]  # fmt: skip
         print_table(["step", "date", *names, "size", "kept because", ""], table)
     click.echo()
@@ -366,6 +368,21 @@ def _common_metrics(listing: Any) -> list[str]:
             counts[name] = counts.get(name, 0) + 1
     order = list(counts)
     return sorted(counts, key=lambda name: (-counts[name], order.index(name)))[:4]
+
+
+def _column(checkpoints: list[Any], name: str) -> list[str | None]:
+    """A metric of each checkpoint, with as many decimals in all, so that they can be compared down the column."""
+    from trajstore.checkpoint.retention import metric_value
+
+    values = [metric_value(checkpoint.metrics, name) for checkpoint in checkpoints]
+    finite = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    largest, smallest = max(finite, default=0.0), min((value for value in finite if value), default=1.0)
+    if all(value.is_integer() for value in finite):
+        decimals = 0
+    else:
+        decimals = max(0, 4 - math.floor(math.log10(largest)))
+    form = f".{decimals}f" if largest < 1e9 and smallest >= 10.0**-decimals else ".5g"
+    return [None if value is None else format(value, form) for value in values]
 
 
 def _metric(checkpoint: Any, name: str) -> str | None:
