@@ -16,9 +16,12 @@ import pytest
 
 import trajstore
 from trajstore.errors import CorruptionError, NotFoundError, SchemaError, StateError, StorageError
+from trajstore.exporters.flat import export_flat
 from trajstore.format.layout import clock_array
 from trajstore.format.schema import MAIN_CLOCK
 from trajstore.media.remotestorage import RemoteStorage
+from trajstore.operations.compact import compact
+from trajstore.operations.merge import merge
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -117,10 +120,17 @@ def test_what_is_missing_or_damaged_there_is_said(url: str) -> None:
         trajstore.open(url).read("obs/image")
 
 
-def test_nothing_is_written_there(url: str) -> None:
+def test_nothing_is_written_there(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (url, Path(url)):
         with pytest.raises(StateError, match="is a URL"):
             trajstore.create(place, resume=True)
+    monkeypatch.chdir(tmp_path)  # where a folder "s3:" would be made
+    for made in (merge, compact):
+        with pytest.raises(StateError, match="is a URL"):
+            made(url, "s3://bucket/new.zarr")
+    with pytest.raises(StateError, match="is a URL"):
+        export_flat(trajstore.open(url), "s3://bucket/new.npz")
+    assert not list(tmp_path.glob("s3*"))
     with pytest.raises(StateError, match="remote stores are only read"):
         RemoteStorage(url).write("x", [b""])
 

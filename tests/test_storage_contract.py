@@ -7,11 +7,13 @@ import os
 import pickle
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import trajstore
 from tests.campaign.disk import Disk, Tapped
-from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StorageError
+from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, SchemaError, StorageError
 from trajstore.media.storage import LocalStorage, Storage
 
 
@@ -286,3 +288,10 @@ def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path: Path, mon
         storage.lock("lock")
     lock.release()
     storage.lock("lock").release()
+
+
+@pytest.mark.parametrize("path", [5, None, b"bytes", "null\0byte"])
+def test_what_is_no_path_is_named(path: Any) -> None:
+    for takes_a_path in (LocalStorage, trajstore.open, trajstore.create):
+        with pytest.raises(SchemaError, match="is no path"):
+            takes_a_path(path)

@@ -24,7 +24,7 @@ from trajstore.format.layout import COMMITS, ROOT, is_temporary
 from trajstore.format.schema import MAIN_CLOCK
 from trajstore.media.hdf5storage import Hdf5Storage, is_hdf5
 from trajstore.media.remotestorage import RemoteStorage, is_url
-from trajstore.media.storage import LocalStorage, Storage
+from trajstore.media.storage import LocalStorage, Storage, local_path
 
 __all__ = ["LENGTH", "Batch", "Dataset", "Place", "Rows", "StepRows", "Table", "Trajectory", "open", "stores"]
 
@@ -90,10 +90,13 @@ def stores(place: Place) -> list[Storage]:
 
 def _storage(place: Place) -> Storage:
     if not isinstance(place, (str, os.PathLike)):
+        if not hasattr(place, "describe"):
+            local_path(place)  # says what a place is
         return place
     if is_url(place):
         return RemoteStorage(str(place))
-    return Hdf5Storage(place) if is_hdf5(place) else LocalStorage(place)
+    local = LocalStorage(place)
+    return Hdf5Storage(place) if is_hdf5(place) else local
 
 
 def _is_store(storage: Storage, prefix: str) -> bool:

@@ -107,7 +107,7 @@ def create(
     """
     if on_full not in ("wait", "error"):
         raise SchemaError(f"on_full is 'wait' or 'error', not {on_full!r}")
-    root: Storage = LocalStorage(path) if isinstance(path, (str, os.PathLike)) else path
+    root: Any = path if hasattr(path, "describe") else LocalStorage(path)
     codec, declared = codec_of(profile), declaration(fields, clocks, columns)
     session = open_session(root if part is None else open_part(root, part), resume)
     try:

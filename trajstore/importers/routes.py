@@ -11,7 +11,7 @@ import numpy as np
 
 from trajstore.errors import AlreadyExistsError, FormatError, LockedError, NotFoundError, SchemaError, TrajstoreError
 from trajstore.format.layout import LOCK
-from trajstore.media.storage import LocalStorage
+from trajstore.media.storage import LocalStorage, local_path
 from trajstore.npz import NpzReader
 from trajstore.routes import META, META_KEYS, RouteRecorder, RoutesSource, check_keys, find_routes, known_dtype, path_of
 from trajstore.writer import Writer, create
@@ -127,7 +127,7 @@ def import_routes(
         raise SchemaError(f"unreadable={unreadable!r}", hint="unreadable is 'fatal' or 'skip'")
     places = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     sources = [find_routes(place) for place in places]
-    folder, name = os.path.split(os.path.abspath(os.fspath(destination)))
+    folder, name = os.path.split(local_path(destination))
     storage = LocalStorage(folder)
     if os.path.lexists(os.path.join(folder, name)):
         raise AlreadyExistsError(f"{os.fspath(destination)} exists", hint="choose another path")

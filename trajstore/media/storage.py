@@ -28,9 +28,9 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, StateError, StorageError
+from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError, SchemaError, StateError, StorageError
 
 Piece = bytes | bytearray | memoryview
 
@@ -128,6 +128,19 @@ class Storage(Protocol):
         """Who holds the lock of ``key`` (pid, host, time), or ``None``."""
 
 
+def local_path(path: Any) -> str:
+    """The absolute path of a local file or folder. Raises ``StateError`` for a URL, ``SchemaError`` for no path."""
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str) or "\0" in text:
+        raise SchemaError(f"{path!r:.60} is no path", hint="give a str or a pathlib.Path")
+    if _URL.match(text):
+        raise StateError(
+            f"{text} is a URL, and this takes a local path",
+            hint="remote stores are only read: trajstore.open(url), with the URL as a str",
+        )
+    return os.path.abspath(text)
+
+
 class LocalStorage:
     """A folder of a local file system. Picklable: descriptors stay behind."""
 
@@ -135,12 +148,7 @@ class LocalStorage:
     streams = 0
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        if _URL.match(os.fspath(root)):
-            raise StateError(
-                f"{os.fspath(root)} is a URL, and this takes a local path",
-                hint="remote stores are only read: trajstore.open(url), with the URL as a str",
-            )
-        self.root = os.path.abspath(os.fspath(root))
+        self.root = local_path(root)
         self._files: dict[str, _ReadFile] = {}
         self._lost: set[str] = set()  # folders of which a sync has failed
         self._guard = threading.Lock()

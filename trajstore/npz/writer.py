@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from trajstore.errors import AlreadyExistsError, SchemaError, StateError, StorageError
-from trajstore.media.storage import LocalStorage
+from trajstore.media.storage import LocalStorage, local_path
 from trajstore.npz import archive
 from trajstore.npz.deflate import Deflater
 from trajstore.npz.pickling import object_array
@@ -57,7 +57,7 @@ class NpzWriter:
         overwrite: bool = False,
         threads: int | None = None,
     ) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = local_path(path)
         folder, name = os.path.split(self.path)
         self._target = LocalStorage(folder)
         self._name = name

@@ -26,7 +26,7 @@ from trajstore.format.layout import LOCK, PRIVATE, SEALS, ArrayLayout, metadata_
 from trajstore.format.manifest import Commit, Manifest, Shard
 from trajstore.format.schema import Column, Schema
 from trajstore.media.shardfile import bring_shard, write_shard
-from trajstore.media.storage import LocalStorage, Storage
+from trajstore.media.storage import LocalStorage, Storage, local_path
 from trajstore.operations.plan import PART, START, STOP, TARGET, Encoded, Linked, Plan
 from trajstore.operations.tasks import run
 
@@ -69,7 +69,7 @@ def located(destination: Destination) -> tuple[Storage, str]:
     """The folder in which a destination will stand, and its name there."""
     if isinstance(destination, tuple):
         return destination
-    parent, name = os.path.split(os.path.abspath(os.fspath(destination)))
+    parent, name = os.path.split(local_path(destination))
     return LocalStorage(parent), name
 
 

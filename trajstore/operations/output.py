@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from trajstore.errors import AlreadyExistsError, StorageError
-from trajstore.media.storage import LocalStorage
+from trajstore.media.storage import LocalStorage, local_path
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def made_aside(path: str | os.PathLike[str]) -> Iterator[str]:
 
     After an error nothing is left. Raises ``AlreadyExistsError`` if anything stands at ``path``, before and after.
     """
-    target = os.path.abspath(os.fspath(path))
+    target = local_path(path)
     folder, name = os.path.split(target)
     storage = LocalStorage(folder)
     _refuse(target)
