@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.errors import AlreadyExistsError, CorruptionError, FormatError, StateError
+from trajstore.errors import (
+    AlreadyExistsError,
+    CorruptionError,
+    FormatError,
+    SchemaError,
+    StateError,
+    TrajstoreError,
+)
+from trajstore.format.schema import Column
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("hdf5plugin")
@@ -127,6 +135,56 @@ def test_damage_is_found(store, tmp_path):
     path.write_bytes(bytes(data[: len(data) // 2]))
     with pytest.raises((CorruptionError, FormatError)):
         trajstore.open(path)[100]["noise"][:]
+
+
+def everything(ds):
+    return [(one["obs"][:].tobytes(), one["action"][:].tobytes(), one["task"], int(one["seed"])) for one in ds]
+
+
+def test_whatever_is_damaged_is_one_error_or_reads_the_same(tmp_path):
+    with trajstore.create(tmp_path / "run.zarr") as writer:
+        for i in range(4):
+            one = trajectory(i)
+            writer.append({name: one[name] for name in ("obs", "action", "task")}, seed=i)
+    ds = trajstore.open(tmp_path / "run.zarr")
+    export_hdf5(ds, tmp_path / "run.h5")
+    good, wanted = (tmp_path / "run.h5").read_bytes(), everything(ds)
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.h5"
+    for trial in range(40):
+        data = bytearray(good)
+        if trial % 4:
+            for at in rng.integers(len(data), size=trial % 4):
+                data[at] ^= 1 << int(rng.integers(8))
+        else:
+            data = data[: int(rng.integers(len(data)))]
+        path.write_bytes(data)
+        try:
+            found = everything(trajstore.open(path))
+        except TrajstoreError as error:
+            found = str(error)
+        assert found == wanted or "damaged.h5" in found
+
+
+def test_stores_that_differ_become_one_file_where_a_merge_would(tmp_path):
+    with trajstore.create(tmp_path / "run", part="a") as writer:
+        writer.append({"x": np.arange(3), "y": np.arange(4.0)}, score=0.5)
+    with trajstore.create(tmp_path / "run", part="b") as writer:
+        writer.append({"x": np.arange(5), "z": np.arange(5.0)}, seed=3)
+    with pytest.raises(SchemaError, match=r"column 'seed' .* has no default"):
+        export_hdf5(trajstore.open(tmp_path / "run"), tmp_path / "no.h5")
+    with trajstore.create(tmp_path / "run", part="b", resume=True) as writer:
+        writer.append({"x": np.arange(2), "z": np.arange(2.0)}, seed=4)
+    with trajstore.create(tmp_path / "other", columns={"seed": Column("int64", -1)}) as writer:
+        writer.append({"x": np.arange(3), "y": np.arange(4.0)}, score=0.5)
+    ds = trajstore.open([tmp_path / "other", tmp_path / "run" / "b"])
+    export_hdf5(ds, tmp_path / "all.h5")
+    back = trajstore.open(tmp_path / "all.h5")
+    assert [len(one["x"]) for one in back] == [3, 5, 2] and back.table["seed"].tolist() == [-1, 3, 4]
+    assert np.array_equal(back.table["score"], [0.5, np.nan, np.nan], equal_nan=True)
+    assert back[0]["z"] is None and back[1]["y"] is None
+    assert back[0]["y"][:].tolist() == [0, 1, 2, 3] and back[2]["z"][:].tolist() == [0, 1]
+    assert back.schema.clocks[back.fields["y"].clock].relation == "last_row_extra"
 
 
 def test_a_foreign_file_is_named(tmp_path):

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.errors import FormatError, NotFoundError
+from trajstore.errors import FormatError, NotFoundError, TrajstoreError
 
 h5py = pytest.importorskip("h5py")
 
+from trajstore.importers.flat import import_d4rl  # noqa: E402
+from trajstore.importers.minari import import_minari  # noqa: E402
+from trajstore.importers.robomimic import import_robomimic  # noqa: E402
 from trajstore.view import view  # noqa: E402
 
 
@@ -63,6 +66,33 @@ def test_rows_are_read_in_place(kind, ds, tmp_path):
             found[0]["act"]
         with pytest.raises(NotFoundError, match="no row 99"):
             found[0]["actions"][99]
+
+
+@pytest.mark.parametrize("kind", ["robomimic", "minari", "d4rl"])
+def test_whatever_is_damaged_is_one_error(kind, ds, tmp_path):
+    file = written(kind, ds[:3], tmp_path)
+    take_in = {"robomimic": import_robomimic, "minari": import_minari, "d4rl": import_d4rl}[kind]
+    good = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for trial in range(16):
+        data = bytearray(good)
+        if trial % 4:
+            for at in rng.integers(len(data), size=trial % 4):
+                data[at] ^= 1 << int(rng.integers(8))
+        else:
+            data = data[: int(rng.integers(len(data)))]
+        file.write_bytes(data)
+        try:
+            with view(file) as found:
+                [np.asarray(rows[:]) for one in found for rows in one.values()]
+            told = str(file)
+        except TrajstoreError as error:
+            told = str(error)
+        assert str(file) in told
+        try:
+            take_in(file, tmp_path / f"{trial}.zarr")
+        except TrajstoreError:
+            assert not (tmp_path / f"{trial}.zarr").exists()
 
 
 def test_what_is_none_of_these(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import FormatError, NotFoundError
-from trajstore.media.hdf5storage import h5py_module
+from trajstore.media.hdf5storage import leaves, named_errors, open_hdf5
 
 Array = np.ndarray[Any, Any]
 
@@ -28,16 +28,16 @@ def view(path: str | os.PathLike[str]) -> View:
         There is no such file, or it is none of these.
     """
     place = os.fspath(path)
-    if not os.path.isfile(place):
-        raise NotFoundError(f"there is no file {place}")
+    file = open_hdf5(place)
     try:
-        file = h5py_module().File(place, "r")
-    except OSError as error:
-        raise FormatError(f"{place} is no HDF5 file: {error}") from error
-    for kind in (_Robomimic, _Minari, _Flat):
-        if kind.fits(file):
-            return kind(place, file)
-    names = ", ".join(file)
+        with named_errors(place):
+            for kind in (_Robomimic, _Minari, _Flat):
+                if kind.fits(file):
+                    return kind(place, file)
+            names = ", ".join(file)
+    except BaseException:
+        file.close()
+        raise
     file.close()
     raise FormatError(f"{place} holds no trajectories of robomimic, Minari or D4RL", hint=f"it has {names}")
 
@@ -70,10 +70,11 @@ class View:
     def __getitem__(self, number: int) -> ViewedTrajectory:
         if not -len(self) <= number < len(self):
             raise NotFoundError(f"{self.path} has no trajectory {number}", hint=f"it has {len(self)}, counted from 0")
-        return self._trajectory(number % len(self))
+        with named_errors(self.path):
+            return self._trajectory(number % len(self))
 
     def __iter__(self) -> Iterator[ViewedTrajectory]:
-        return (self._trajectory(number) for number in range(len(self)))
+        return (self[number] for number in range(len(self)))
 
     def close(self) -> None:
         self._file.close()
@@ -131,6 +132,10 @@ class ViewedRows:
         return self._stop - self._start
 
     def __getitem__(self, key: Any) -> Any:
+        with named_errors(self._dataset.file.filename):
+            return self._read(key)
+
+    def _read(self, key: Any) -> Any:
         first, *rest = key if isinstance(key, tuple) else (key,)
         if isinstance(first, slice):
             low, high, step = first.indices(len(self))
@@ -146,12 +151,8 @@ class ViewedRows:
         return np.asarray(self[:], dtype)
 
 
-def _leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, ViewedRows]]:
-    for name, node in group.items():
-        if hasattr(node, "items"):
-            yield from _leaves(node, f"{prefix}{name}/")
-        elif node.ndim:
-            yield prefix + name, ViewedRows(node, 0, len(node))
+def _rows(group: Any) -> Iterator[tuple[str, ViewedRows]]:
+    return ((path, ViewedRows(node, 0, len(node))) for path, node in leaves(group) if node.ndim)
 
 
 class _Groups(View):
@@ -178,12 +179,13 @@ class _Groups(View):
     @property
     def lengths(self) -> Array:
         if self._lengths is None:
-            self._lengths = np.array([self._root[name].attrs[self._length] for name in self._names], np.int64)
+            with named_errors(self.path):
+                self._lengths = np.array([self._root[name].attrs[self._length] for name in self._names], np.int64)
         return self._lengths
 
     def _trajectory(self, number: int) -> ViewedTrajectory:
         group = self._root[self._names[number]]
-        return ViewedTrajectory(dict(_leaves(group)), dict(group.attrs))
+        return ViewedTrajectory(dict(_rows(group)), dict(group.attrs))
 
 
 class _Robomimic(_Groups):
@@ -191,7 +193,9 @@ class _Robomimic(_Groups):
 
     @staticmethod
     def fits(file: Any) -> bool:
-        return "data" in file and hasattr(file["data"], "items") and any(n.startswith("demo_") for n in file["data"])
+        return (
+            "data" in file and hasattr(file["data"], "items") and any(str(n).startswith("demo_") for n in file["data"])
+        )
 
     @staticmethod
     def _groups(file: Any) -> Any:
@@ -203,7 +207,7 @@ class _Minari(_Groups):
 
     @staticmethod
     def fits(file: Any) -> bool:
-        return any(name.startswith("episode_") for name in file)
+        return any(str(name).startswith("episode_") for name in file)
 
 
 class _Flat(View):
@@ -218,7 +222,7 @@ class _Flat(View):
         if rows and (not len(stops) or stops[-1] != rows):
             stops = np.append(stops, rows)
         self._stops = stops.astype(np.int64)
-        self._datasets = [(name, rows_._dataset) for name, rows_ in _leaves(file) if len(rows_) == rows]
+        self._datasets = [(name, rows_._dataset) for name, rows_ in _rows(file) if len(rows_) == rows]
 
     @staticmethod
     def fits(file: Any) -> bool:

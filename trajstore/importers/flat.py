@@ -13,7 +13,7 @@ import numpy as np
 from trajstore.errors import FormatError
 from trajstore.format import typedjson
 from trajstore.format.schema import CODED, Clock, Column, Field
-from trajstore.media.hdf5storage import reading_hdf5
+from trajstore.media.hdf5storage import leaves, reading_hdf5
 from trajstore.npz import NpzReader
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
@@ -36,7 +36,7 @@ def import_d4rl(
     """
     place = os.fspath(source)
     with reading_hdf5(place) as file:
-        arrays = dict(_datasets(file, ""))
+        arrays = dict(leaves(file))
         for name in ("observations", "actions"):
             if name not in arrays:
                 raise FormatError(f"{place} has no {name!r}", hint="is it a D4RL file?")
@@ -58,14 +58,6 @@ _RENAMED = {"terminals": "terminations", "timeouts": "truncations"}
 def _d4rl(arrays: Mapping[str, Any], start: int, stop: int) -> dict[str, Array]:
     rows = {_RENAMED.get(name, name): node[start:stop] for name, node in arrays.items()}
     return {name: values.astype(bool) if name in _RENAMED.values() else values for name, values in rows.items()}
-
-
-def _datasets(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, node in group.items():
-        if hasattr(node, "items"):
-            yield from _datasets(node, f"{prefix}{name}/")
-        else:
-            yield prefix + name, node
 
 
 def _runs(ends: Array, limit: int | None) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from trajstore.errors import FormatError, NotFoundError
 from trajstore.format.schema import Clock, Column, Field
-from trajstore.media.hdf5storage import reading_hdf5
+from trajstore.media.hdf5storage import leaves, reading_hdf5
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
 
@@ -48,7 +48,7 @@ def import_minari(
 
         def episodes() -> Iterator[Parts]:
             for name in names:
-                episode = dict(_leaves(file[name], ""))
+                episode = dict(_values(file[name]))
                 if jpeg:
                     _refuse_jpeg(episode, config.get("observation_space"), file_path)
                 strange.update(dict.fromkeys(path for path in episode if path not in fields))
@@ -96,21 +96,18 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _leaves(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, node in group.items():
-        path = prefix + name.replace("_index_", "index_")
-        if hasattr(node, "items"):
-            yield from _leaves(node, f"{path}/")
-        else:
-            value = node[()]
-            yield path, [text.decode() for text in value] if value.dtype == object else value
+def _values(episode: Any) -> Iterator[tuple[str, Any]]:
+    for name, node in leaves(episode):
+        value = node[()]
+        path = name.replace("_index_", "index_")
+        yield path, [text.decode() for text in value] if value.dtype == object else value
 
 
 def _declared(episode: Any) -> tuple[dict[str, Field], dict[str, Clock]]:
     fields: dict[str, Field] = {}
     clocks: dict[str, Clock] = {}
     steps = len(episode["rewards"])
-    for path, value in _leaves(episode, ""):
+    for path, value in _values(episode):
         if isinstance(value, list):
             fields[path] = Field("json")
             continue

@@ -11,7 +11,7 @@ import numpy as np
 
 from trajstore.errors import FormatError
 from trajstore.format.schema import Clock, Column, Field
-from trajstore.media.hdf5storage import reading_hdf5
+from trajstore.media.hdf5storage import leaves, reading_hdf5
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
 
@@ -99,20 +99,15 @@ def _continues(demo: Any) -> bool:
 
 
 def _fields(demo: Any, joined: bool) -> Iterator[tuple[str, Any]]:
-    for path, rows in _leaves(demo, ""):
+    for path, node in leaves(demo):
+        if not node.ndim:
+            continue
+        rows = node[()]
         if joined and path.startswith("next_obs/"):
             continue
         if joined and path.startswith("obs/"):
             rows = np.concatenate((rows, demo[f"next_{path}"][-1:]))
         yield path, rows
-
-
-def _leaves(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, node in group.items():
-        if hasattr(node, "items"):
-            yield from _leaves(node, f"{prefix}{name}/")
-        elif node.ndim:
-            yield prefix + name, node[()]
 
 
 def _declared(demo: Any, joined: bool) -> tuple[dict[str, Field], dict[str, Clock]]:

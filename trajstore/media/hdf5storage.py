@@ -64,17 +64,51 @@ def reading_hdf5(path: str | os.PathLike[str]) -> Iterator[Any]:
     Raises ``NotFoundError``, ``FormatError`` for another kind of file, ``CorruptionError`` where it cannot be read.
     """
     place = os.fspath(path)
-    if not os.path.isfile(place):
-        raise NotFoundError(f"there is no file {place}", hint="check the path")
-    if not is_hdf5(place):
-        raise FormatError(f"{place} is no HDF5 file")
+    with named_errors(place), open_hdf5(place) as file:
+        yield file
+
+
+def open_hdf5(path: str) -> Any:
+    """An ``h5py.File`` for reading. Raises as :func:`reading_hdf5`."""
+    if not os.path.isfile(path):
+        raise NotFoundError(f"there is no file {path}", hint="check the path")
+    if not is_hdf5(path):
+        raise FormatError(f"{path} is no HDF5 file")
+    with named_errors(path):
+        return h5py_module().File(path, "r")
+
+
+@contextmanager
+def named_errors(path: str) -> Iterator[None]:
+    """What h5py raises, as errors that name the file."""
     try:
-        with h5py_module().File(place, "r") as file:
-            yield file
+        yield
     except TrajstoreError:
         raise
     except (OSError, RuntimeError) as error:
-        raise CorruptionError(f"{place} cannot be read: {error}", hint="restore it from a copy") from error
+        raise CorruptionError(f"{path} cannot be read: {error}", hint="restore it from a copy") from error
+    except (KeyError, ValueError) as error:
+        raise FormatError(
+            f"{path} is damaged, or does not hold what its format asks for: {error}", hint="restore it from a copy"
+        ) from error
+
+
+def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The datasets below a group, each with its path there. Raises ``CorruptionError`` for what is none."""
+    for name, node in group.items():
+        if isinstance(name, str) and hasattr(node, "items"):
+            yield from leaves(node, f"{prefix}{name}/")
+        elif isinstance(name, str) and _is_array(node):
+            yield prefix + name, node
+        else:
+            raise CorruptionError(f"{group.file.filename} is damaged at {group.name}: {name!r} cannot be read")
+
+
+def _is_array(node: Any) -> bool:
+    try:
+        return hasattr(node, "ndim") and node.dtype is not None
+    except TypeError:  # a dtype that NumPy has not
+        return False
 
 
 class Hdf5Storage(ReadOnly):
@@ -137,7 +171,7 @@ class Hdf5Storage(ReadOnly):
                     )
                 data: bytes = file[MANIFEST][:].tobytes()
                 expected = int(file[MANIFEST].attrs[CHECKSUM])
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CorruptionError(f"the HDF5 file {self.path} cannot be read: {error}") from error
         if crc32(data) != expected:
             raise CorruptionError(f"the manifest in {self.path} does not match its checksum")
