@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import sys
@@ -26,6 +27,8 @@ import numpy as np
 from bench.ways import WAYS, collect, episode
 
 _MOMENTS = 0.1  # seconds within which a kill falls
+# Locks of those that are killed are of no interest to the process that tidies up after them.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
 # Children are forked from a process that has everything loaded and runs no threads: a kill costs milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
