@@ -89,6 +89,8 @@ def create(
 
     Raises
     ------
+    SchemaError
+        An argument means nothing.
     AlreadyExistsError
         There is a store, or another folder with something in it.
     LockedError
@@ -107,6 +109,14 @@ def create(
     """
     if on_full not in ("wait", "error"):
         raise SchemaError(f"on_full is 'wait' or 'error', not {on_full!r}")
+    if commit_every is not None:
+        if not isinstance(commit_every, (int, float, np.number)) or not commit_every > 0:
+            raise SchemaError(f"commit_every is {commit_every!r}", hint="seconds above 0, or None for no timer")
+        commit_every = float(commit_every) if commit_every < threading.TIMEOUT_MAX else None
+    _check_count("commit_trajectories", commit_trajectories, 1)
+    _check_count("commit_bytes", commit_bytes, 1)
+    _check_count("queue_bytes", queue_bytes, 0)
+    _check_count("threads", threads, 0)
     root: Any = path if hasattr(path, "describe") else LocalStorage(path)
     codec, declared = codec_of(profile), declaration(fields, clocks, columns)
     session = open_session(root if part is None else open_part(root, part), resume)
@@ -129,6 +139,11 @@ def create(
     except BaseException:
         session.close()
         raise
+
+
+def _check_count(name: str, value: int | None, least: int) -> None:
+    if value is not None and (not isinstance(value, (int, np.integer)) or value < least):
+        raise SchemaError(f"{name} is {value!r}", hint=f"a whole number, {least} or more")
 
 
 class Writer:

@@ -116,6 +116,8 @@ class Progress:
 
     def remaining(self, seeds: range) -> IntervalSet:
         """The seeds of a range that were not attempted."""
+        if not isinstance(seeds, range):
+            raise SchemaError(f"seeds come from a range, not from {seeds!r:.60}", hint="range(0, 1000), say")
         if seeds.step < 1:
             raise SchemaError(f"{seeds!r} does not ascend")
         wanted = IntervalSet.span(seeds.start, seeds.stop) if seeds.step == 1 else IntervalSet.of(seeds)

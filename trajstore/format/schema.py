@@ -8,6 +8,7 @@ JSON document) is a field of bytes on a clock of its own.
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ RELATIONS = ("main", "last_row_extra", "first_row_of_each_epoch_extra", "rate", 
 
 def check_name(name: object, what: str) -> str:
     """A name that is safe as a file name on every system. Raises ``SchemaError``."""
+    if isinstance(name, str) and (name.casefold() == "zarr.json" or name.startswith("tmp.")):
+        raise SchemaError(f"{name!r} cannot name a {what}: files of the store are called so", hint="rename it")
     if not isinstance(name, str) or not _NAME.match(name) or ".." in name or "__" in name or len(name) > _NAME_MAX:
         raise SchemaError(
             f"{name!r} cannot name a {what}",
@@ -57,6 +60,8 @@ def check_distinct(paths: Iterable[str], what: str) -> None:
     seen: dict[str, str] = {}
     for path in paths:
         folded = path.casefold()
+        if path == seen.get(folded):
+            raise SchemaError(f"{path!r} is both a {what} and a column", hint="rename one of them")
         if folded in seen:
             raise SchemaError(
                 f"{what}s {seen[folded]!r} and {path!r} are the same name where case does not count",
@@ -113,7 +118,13 @@ class Field:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        try:
+            shape = tuple(operator.index(n) for n in self.shape)
+        except TypeError:
+            raise SchemaError(
+                f"a row cannot have the shape {self.shape!r}", hint="a tuple of ints; () is one number"
+            ) from None
+        object.__setattr__(self, "shape", shape)
         if any(n < 0 for n in self.shape):
             raise SchemaError(f"a row cannot have the shape {self.shape}")
         if self.clock is not None:
@@ -179,6 +190,8 @@ class Clock:
     def __post_init__(self) -> None:
         if self.relation not in RELATIONS:
             raise SchemaError(f"{self.relation!r} is no clock relation", hint="one of " + ", ".join(RELATIONS))
+        if not isinstance(self.rate, int) or self.rate < 1:
+            raise SchemaError(f"a clock cannot have {self.rate!r} ticks a step", hint="1 or more")
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {"relation": self.relation}
@@ -212,6 +225,10 @@ class Column:
         if name in CODED or np.dtype(name).kind not in "biuf":
             raise SchemaError(f"a column cannot be {name}", hint="strings and dicts are fields: give them in the dict")
         object.__setattr__(self, "dtype", name)
+        default = self.default.item() if isinstance(self.default, np.generic) else self.default
+        object.__setattr__(self, "default", default)
+        if default is not None and not _holds(np.dtype(name), default):
+            raise SchemaError(f"a column of {name} cannot have the default {default!r:.60}")
 
     @property
     def fill(self) -> float | int | bool:
@@ -292,10 +309,26 @@ class Schema:
             raise FormatError("the manifest holds no schema") from error
 
 
+def _holds(dtype: np.dtype[Any], value: object) -> bool:
+    """Whether a column of that dtype can have a value."""
+    if dtype.kind == "b" or isinstance(value, bool):
+        return dtype.kind == "b" and isinstance(value, bool)
+    if dtype.kind == "f":
+        return isinstance(value, (int, float))
+    return isinstance(value, int) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+
+
 def declaration(
     fields: Mapping[str, Field] | None, clocks: Mapping[str, Clock] | None, columns: Mapping[str, Column] | None
 ) -> Schema:
     """What a caller declares; clocks that its fields merely name are declared too. Raises ``SchemaError``."""
+    for given, kind in ((fields, Field), (clocks, Clock), (columns, Column)):
+        what = kind.__name__
+        if not isinstance(given or {}, Mapping):
+            raise SchemaError(f"{what.lower()}s are declared as a dict of trajstore.{what}, not {given!r:.60}")
+        for name, spec in (given or {}).items():
+            if not isinstance(spec, kind):
+                raise SchemaError(f"{name!r} is declared as {spec!r:.60}", hint=f"declare a trajstore.{what}")
     named = {spec.clock: Clock() for spec in (fields or {}).values() if spec.clock is not None}
     if MAIN_CLOCK in named:
         named[MAIN_CLOCK] = Clock("main")
@@ -324,7 +357,7 @@ _DTYPE_HINTS = {
     "O": "an object array has no dtype of its own: convert it, or pass a dict or list for a JSON field",
     "M": "store dates as int64: values.astype('datetime64[ns]').astype('int64')",
     "m": "store durations as int64: values.astype('timedelta64[ns]').astype('int64')",
-    "U": "pass a str, or a list of str, for a string or JSON field",
+    "U": "a str is a field of its own, and a list of them is one by keyword: append(trajectory, name=[...])",
     "S": "pass the bytes as a uint8 array: np.frombuffer(value, 'uint8')",
     "f": "longdouble has no portable form: convert it to float64",
     "c": "clongdouble has no portable form: convert it to complex128",

@@ -21,6 +21,8 @@ def describe_config(config: Mapping[str, Any] | None, files: Iterable[str | os.P
     """
     if config is not None and not isinstance(config, Mapping):
         raise SchemaError(f"config is a dict, not {type(config).__name__}")
+    if isinstance(files, (str, os.PathLike)):
+        files = [files]  # one file, not its name's letters
     values = json.loads(typedjson.dumps(dict(config or {})))
     hashes = {os.fspath(path): _sha256(path) for path in files or ()}
     return with_fingerprint(values, hashes)

@@ -1,0 +1,79 @@
+"""Declarations and arguments that mean nothing: refused where they are given, before anything is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trajstore
+from trajstore.errors import SchemaError
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"commit_every": every} for every in ("10", 0, -1, float("nan"))),
+        *({name: value} for name in ("commit_trajectories", "commit_bytes") for value in ("x", 0, -1, 1.5)),
+        *({name: value} for name in ("queue_bytes", "threads") for value in ("1G", -1, 2.5)),
+        *({name: [1]} for name in ("fields", "clocks", "columns")),
+        *({"fields": {"x": "float32"}}, {"clocks": {"x": 5}}, {"columns": {"x": "int64"}}),
+        *(
+            {"fields": {name: trajstore.Field("float32")}}
+            for name in ("zarr.json", "a/zarr.json", "tmp.a", "ZARR.json")
+        ),
+        *({"columns": {name: trajstore.Column("int64")}} for name in ("zarr.json", "tmp.a")),
+        *({"part": "tmp.0"}, {"part": "zarr.json"}),
+    ],
+    ids=str,
+)
+def test_a_store_is_not_made(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(SchemaError):
+        trajstore.create(tmp_path / "s", **given)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_timer_that_never_ends_is_none(tmp_path: Path) -> None:
+    for every in (float("inf"), 1e300):
+        with trajstore.create(tmp_path / "s", commit_every=every, commit_trajectories=1, resume=True) as writer:
+            writer.append({"x": [1]})
+    assert len(trajstore.open(tmp_path / "s")) == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "default"),
+    [("int8", 300), ("int64", float("nan")), ("int64", 1.5), ("int64", "1"), ("bool", 1), ("float32", True)],
+)
+def test_a_default_that_its_column_cannot_hold(dtype: str, default: Any) -> None:
+    with pytest.raises(SchemaError, match="cannot have the default"):
+        trajstore.Column(dtype, default)
+    assert trajstore.Column("int8", np.int64(3)).default == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [5, "ab", None, (1.5,), ([1],), (-1,)])
+def test_what_is_no_shape(shape: Any) -> None:
+    with pytest.raises(SchemaError, match="cannot have the shape"):
+        trajstore.Field("float32", shape)
+
+
+@pytest.mark.parametrize("rate", [0, -1, "2", 1.5])
+def test_what_is_no_rate(rate: Any) -> None:
+    with pytest.raises(SchemaError, match="ticks a step"):
+        trajstore.Clock("rate", rate=rate)
+
+
+def test_one_file_of_a_configuration_may_be_its_path_alone(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.pt"
+    policy.write_bytes(b"weights")
+    trajstore.create(tmp_path / "s", files=str(policy)).close()
+    trajstore.create(tmp_path / "s", files=[policy], resume=True).close()
+
+
+def test_a_name_that_is_taken_says_by_what(tmp_path: Path) -> None:
+    field, column = {"env": trajstore.Field("int64")}, {"env": trajstore.Column("int64")}
+    with pytest.raises(SchemaError, match="'env' is both a field and a column"):
+        trajstore.create(tmp_path / "s", fields=field, columns=column)
+    with trajstore.create(tmp_path / "s") as writer, pytest.raises(SchemaError, match="seeds come from a range"):
+        next(writer.seeds([3, 4]))  # type: ignore[arg-type]
