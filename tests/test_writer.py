@@ -425,6 +425,36 @@ def test_a_unique_column_drops_what_is_there_already(path):
     assert_equal(ds[0], steps(0, 4))
 
 
+@pytest.mark.parametrize("unique", ["seed", None])
+def test_a_negative_seed_stands_for_none(path, unique):
+    """One rule for one trajectory and for many: it is stored, is never one too many, and marks nothing."""
+    with trajstore.create(path, unique=unique) as writer:
+        assert [writer.append(steps(i, 4), seed=-1) for i in range(2)] == [0, 1]
+        assert writer.append(steps(2, 4), seed=np.int64(-7)) == 2
+        given = writer.append_many(
+            {
+                "obs": np.zeros((3, 8, 8, 3), np.uint8),
+                "action": np.arange(3),
+                "info": {"x": np.zeros((3, 2), np.float32)},
+            },
+            lengths=[1, 1, 1],
+            seed=[-1, 5, -1],
+        )
+        assert given.tolist() == [3, 4, 5]
+        assert list(writer.completed) == list(writer.attempted) == [5]
+    assert trajstore.open(path).table["seed"].tolist() == [-1, -1, -7, -1, 5, -1]
+
+
+def test_a_declaration_alone_is_committed(path):
+    with trajstore.create(path, commit_every=None) as writer:
+        writer.append(steps(0, 4))
+        number = writer.commit()
+        assert writer.commit() == number
+        writer.declare(columns={"score": trajstore.Column("float32", default=-1)})
+        assert writer.commit() == number + 1 == writer.commit()
+        assert trajstore.open(path).table["score"].tolist() == [-1]
+
+
 def test_more_intervals_than_the_manifest_holds(path):
     with trajstore.create(path) as writer:
         writer.append(steps(0, 4), seed=0)
