@@ -77,3 +77,19 @@ def test_a_name_that_is_taken_says_by_what(tmp_path: Path) -> None:
         trajstore.create(tmp_path / "s", fields=field, columns=column)
     with trajstore.create(tmp_path / "s") as writer, pytest.raises(SchemaError, match="seeds come from a range"):
         next(writer.seeds([3, 4]))  # type: ignore[arg-type]
+
+
+def test_an_array_with_masked_values_is_refused(tmp_path: Path) -> None:
+    with trajstore.create(tmp_path / "s") as writer, pytest.raises(SchemaError, match="'x' is a masked array"):
+        writer.append({"x": np.ma.array([1.0, 2.0], mask=[False, True])})
+
+
+def test_tensors_that_numpy_cannot_hold_are_named(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    ones = torch.ones(3)
+    with trajstore.create(tmp_path / "s") as writer:
+        for value in (torch.ones(3, device="meta"), ones.to(torch.float8_e4m3fn), [ones.to(torch.bfloat16)] * 2):
+            with pytest.raises(SchemaError, match="field 'x'"):
+                writer.append({"x": value})
+        writer.append({"x": [ones, ones]})
+    assert trajstore.open(tmp_path / "s")[0]["x"].shape == (2, 3)

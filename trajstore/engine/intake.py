@@ -370,12 +370,22 @@ def as_array(path: str, value: Any) -> np.ndarray[Any, Any]:
         value = value.detach()
         if value.is_sparse or value.layout != torch.strided:
             raise SchemaError(f"field {path!r} is a sparse tensor", hint="pass value.to_dense()")
-        value = value.cpu().resolve_conj().resolve_neg()
-        value = value.view(torch.int16).numpy().view(np.uint16) if value.dtype == torch.bfloat16 else value.numpy()
+        try:
+            value = value.cpu().resolve_conj().resolve_neg()
+            value = value.view(torch.int16).numpy().view(np.uint16) if value.dtype == torch.bfloat16 else value.numpy()
+        except (TypeError, RuntimeError) as error:  # meta, quantised and nested ones, and dtypes that NumPy lacks
+            kind = "meta tensor" if value.is_meta else f"tensor of {value.dtype}"
+            raise SchemaError(
+                f"field {path!r} is a {kind}, which cannot be stored", hint="convert it: value.to(torch.float32)"
+            ) from error
+    elif isinstance(value, np.ma.MaskedArray):
+        raise SchemaError(f"field {path!r} is a masked array", hint="store value.data and value.mask as two fields")
     try:
         rows = np.asarray(value)
     except ValueError as error:
         raise SchemaError(f"field {path!r} is ragged: its rows differ in shape", hint="pad it, or split it") from error
+    except (TypeError, RuntimeError) as error:  # of a list: as above
+        raise SchemaError(f"field {path!r}: {error}", hint="pass one tensor: torch.stack(values)") from error
     if rows.dtype.isbuiltin == 2 and rows.dtype.name == "bfloat16":
         rows = rows.view(np.uint16)
     if rows.ndim == 0:
