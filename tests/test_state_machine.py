@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import random
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import trajstore
-from tests.campaign.disk import Disk
+from tests.campaign import share
+from tests.campaign.disk import ABOVE, STORE, Disk, MemoryStorage
 from tests.campaign.images import Replay
-from tests.campaign.workload import State, open_writer, recover, rows_of, state_of, tiny_shards, trajectory
+from tests.campaign.workload import State, open_writer, recover, room, rows_of, state_of, tiny_shards, trajectory
 from trajstore.errors import AlreadyExistsError, LockedError, NotFoundError
+from trajstore.operations.compact import compact
+from trajstore.operations.merge import merge
+from trajstore.operations.split import split
+from trajstore.operations.verify import verify
+
+HDF5 = all(importlib.util.find_spec(name) is not None for name in ("h5py", "hdf5plugin"))
+steps = 0
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -34,6 +51,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.attempted_then: set[int] = set()
         self.state = self.state_then = 0
         self.next_seed = 0
+        self.places = itertools.count()
         self.held: tuple[trajstore.Dataset, State] | None = None
 
     def teardown(self) -> None:
@@ -198,8 +216,80 @@ class StoreMachine(RuleBasedStateMachine):
     def _expected(self) -> State:
         return State(tuple(rows_of(seed) for _, seed in self.committed))
 
+    # -- whole stores --------------------------------------------------------------------------------------------------
+
+    def _elsewhere(self) -> MemoryStorage:
+        root = MemoryStorage(self.disk, f"made{next(self.places)}")
+        root.make_root()
+        return root
+
+    @precondition(lambda self: self.committed)
+    @rule(rewrite=st.booleans())
+    def merged(self, rewrite: bool) -> None:
+        root = self._elsewhere()
+        merge([self.disk.storage()], (root, "new"), rewrite=rewrite)
+        self._made(root.child("new"))
+
+    @precondition(lambda self: len(self.committed) > 1)
+    @rule(data=st.data())
+    def split_in_two(self, data: st.DataObject) -> None:
+        root, first = self._elsewhere(), data.draw(st.integers(1, len(self.committed) - 1))
+        split(self.disk.storage(), (root, "new"), first=first)
+        parts = [recover(root.child(f"new/{name}")) for name in ("first", "rest")]
+        assert all(isinstance(part, State) for part in parts)
+        assert State(parts[0].trajectories + parts[1].trajectories) == self._expected()  # type: ignore[union-attr]
+        root.remove("")
+
+    @precondition(lambda self: self.committed)
+    @rule()
+    def compacted(self) -> None:
+        root = self._elsewhere()
+        compact(self.disk.storage(), (root, "new"))
+        self._made(root.child("new"))
+
+    @precondition(lambda self: self.writer is None and self.committed)
+    @rule()
+    def replaced_by_a_compact_one(self) -> None:
+        """What goes on is the new store."""
+        root = self._elsewhere()
+        compact(self.disk.storage(), (root, "new"))
+        assert recover(root.child("new")) == self._expected()
+        names = self.disk.folders
+        made = self.disk.resolve(f"{root.root}/new")
+        folder = self.disk.resolve(root.root)
+        self.disk.names((ABOVE, STORE, made), (folder, "new", 0))
+        self.disk.log.append(("syncdir", ABOVE))
+        self.disk.log.append(("syncdir", folder))
+        assert names[ABOVE][STORE] == made
+        table = trajstore.open(self.disk.storage()).table
+        self.committed = list(zip(table["id"].tolist(), table["seed"].tolist())) if self.committed else []
+        self.held = None
+
+    @rule(deep=st.booleans())
+    def verified(self, deep: bool) -> None:
+        assert verify(self.disk.storage(), deep=deep).ok
+
+    @precondition(lambda self: HDF5 and self.committed)
+    @rule()
+    def through_hdf5(self) -> None:
+        from trajstore.exporters.hdf5 import export_hdf5
+        from trajstore.importers.hdf5 import import_hdf5
+
+        with room() as folder:
+            export_hdf5(trajstore.open(self.disk.storage()), folder / "out.h5")
+            assert state_of(trajstore.open(folder / "out.h5")) == self._expected()
+            import_hdf5(folder / "out.h5", folder / "back")
+            assert state_of(trajstore.open(folder / "back")) == self._expected()
+
+    def _made(self, storage: MemoryStorage) -> None:
+        assert recover(storage) == self._expected()
+        assert verify(storage, deep=True).ok
+        storage.remove("")
+
     @invariant()
     def readers_see_the_last_commit(self) -> None:
+        global steps
+        steps += 1
         if self.disk.tree():
             assert recover(self.disk.storage()) == self._expected()
 
@@ -208,7 +298,18 @@ def _all(intervals: Any) -> list[int]:
     return [value for start, stop in intervals.pairs.tolist() for value in range(start, stop)]
 
 
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+@pytest.mark.parametrize("part", range(4))
+def test_a_store_holds_what_a_list_would(part: int) -> None:
+    global steps
+    steps = 0
+    machine = seed(4 * share.NUMBER + part)(type("Machine", (StoreMachine,), {}))
+    chosen = settings(
+        max_examples=36,
+        stateful_step_count=30,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine, settings=chosen)
+    share.count("state machine", {"steps": steps})
+    assert steps > 600
