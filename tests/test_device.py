@@ -201,6 +201,38 @@ def test_final_observations_from_a_device(tmp_path: Path, on: Any) -> None:
     assert ds[8]["obs"][:, 0].tolist() == [8, 9, 10, 11, 111]
 
 
+@pytest.mark.usefixtures("unasked")
+def test_a_reset_takes_its_final_observations_from_a_device(tmp_path: Path, on: Any) -> None:
+    with trajstore.create(tmp_path / "s") as writer, Recorder(writer, 3, observations="T+1") as recorder:
+        for t in range(12):
+            if t == 4:
+                recorder.reset([2, 0], final_obs=on(torch.tensor([[50.0], [51.0], [52.0]]).expand(3, 2)))
+                recorder.reset([1, 2], final_obs=np.full((3, 2), 60, np.float32))
+            if t == 8:
+                recorder.reset(final_obs=on(torch.full((3, 2), 70.0)))
+            recorder.step(
+                obs=on(torch.full((3, 2), float(t))),
+                terminated=on(torch.tensor([False, False, t == 9])),
+                final_obs=on(torch.full((3, 2), 100.0 + t)),
+            )
+        recorder.close(final_obs=on(torch.full((3, 2), 7.0)))
+    ds = trajstore.open(tmp_path / "s")
+    found = sorted((int(t["env"]), t["obs"][:, 0].tolist()) for t in ds)
+    first, second, third = [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]
+    assert found == [
+        (0, [*first, 50]),
+        (0, [*second, 70]),
+        (0, [*third, 7]),
+        (1, [*first, 60]),
+        (1, [*second, 70]),
+        (1, [*third, 7]),
+        (2, [*first, 52]),
+        (2, [*second, 70]),
+        (2, [8, 9, 109]),
+        (2, [10, 11, 7]),
+    ]
+
+
 def test_what_is_needed_at_once_must_be_on_the_host(tmp_path: Path, on: Any) -> None:
     with trajstore.create(tmp_path / "s") as writer, Recorder(writer, 3) as recorder:
         with pytest.raises(SchemaError, match="column 'level' lies in a device's memory"):

@@ -204,19 +204,40 @@ class Recorder:
     def reset(self, envs: Any = None, *, final_obs: Any = None) -> None:
         """The next step begins an episode in all environments, or in ``envs``; one under way there ends, truncated.
 
-        Its final observation is that of ``final_obs``, (num_envs, …), or what was ``put`` in this step already.
+        Its final observation is that of ``final_obs``, (num_envs, …), or what was ``put`` in this step already, if
+        that did not come from a device. Without one the episode ends a step earlier.
         """
         chosen = slice(None) if envs is None else self._numbers(envs)
-        if self._head and self._boundary and not self._ring.backend:
-            at = self._head % self._ring.steps
-            rows = {path: self._ring.slots[path].array[at] for path in self._begun if self._splitter.has_boundary(path)}
-            if final_obs is not None:
-                rows = {path: as_array(path, value) for path, value in self._boundary_values(final_obs).items()}
+        if self._head and self._boundary:
+            numbers = np.unique(np.arange(self.num_envs)[chosen])
+            rows = self._put_rows(numbers) if final_obs is None else self._given_rows(final_obs, numbers)
             if rows:
-                numbers = np.arange(self.num_envs)[chosen]
-                self._splitter.give(self._head - 1, numbers, {path: value[numbers] for path, value in rows.items()})
+                self._splitter.give(self._head - 1, numbers, rows)
         self._fresh[chosen] = True
         self._any_fresh = True
+
+    def _put_rows(self, numbers: Array) -> dict[str, Array]:
+        """The observations that were put in this step already, of some environments."""
+        at = self._head % self._ring.steps
+        slots = [self._ring.slots[path] for path in self._begun if self._splitter.has_boundary(path)]
+        if any(slot.tensor is not None for slot in slots):
+            return {}  # they are on their way, and those of the next episode follow them to the same place
+        return {slot.path: slot.array[at][numbers] for slot in slots}
+
+    def _given_rows(self, final_obs: Any, numbers: Array) -> dict[str, Array]:
+        """Final observations of some environments; what comes from a device is there when the step is taken out."""
+        rows, sources, targets = {}, [], []
+        backend = self._ring.backend
+        for path, value in self._boundary_values(final_obs).items():
+            if backend is None or not device.on_device(value):
+                rows[path] = as_array(path, value)[numbers]
+                continue
+            sources.append(value[numbers.tolist()])
+            targets.append(backend.pinned(tuple(sources[-1].shape), value.dtype))
+            rows[path] = device.host_view(targets[-1])
+        if backend is not None and sources:
+            self._background.transfers.append((self._head, device.Transfer(backend, sources, targets)))
+        return rows
 
     def give(self, envs: Any, **fields: Any) -> None:
         """Give the final observations of those environments whose episode ends with the present step.

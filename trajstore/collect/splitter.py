@@ -70,7 +70,7 @@ class Splitter:
         self._boundaries = boundaries
         self._boundary = boundary
         self._flags_as_fields = flags == "fields"
-        self.given: dict[int, Given] = {}
+        self.given: dict[int, list[Given]] = {}
 
     def fields(self) -> list[str]:
         """Paths of what is stored as fields."""
@@ -171,24 +171,22 @@ class Splitter:
     def give(self, step: int, envs: Ints, rows: Mapping[str, Array]) -> None:
         """Note final observations of a step; called by the caller's thread, before the next step is complete.
 
-        Those that an environment has already stay.
+        Those that an environment has already stay. ``rows`` may still be on their way from a device.
         """
-        known = self.given.get(step)
-        if known is not None:
-            new = ~np.isin(envs, known.envs)
-            order = np.argsort(np.concatenate([known.envs, envs[new]]))
-            rows = {path: np.concatenate([known.rows[path], rows[path][new]])[order] for path in known.rows}
-            envs = np.concatenate([known.envs, envs[new]])[order]
-        self.given[step] = Given(envs, rows)
+        self.given.setdefault(step, []).append(Given(envs, rows))
+
+    def _is_given(self, step: int, envs: Ints) -> Array:
+        """Of which environments a final observation was given with a step, bool (n,)."""
+        known = [given.envs for given in self.given.get(step, ())]
+        return np.isin(envs, np.concatenate(known)) if known else np.zeros(len(envs), np.bool_)
 
     def _with_given(self, episodes: Episodes) -> Episodes:
         """Episodes that were cut off have a final observation where one was given all the same."""
         final = episodes.final.copy()
         cut = np.flatnonzero(final == NOWHERE)
         for step in np.unique(episodes.last[cut]).tolist():
-            if step in self.given:
-                mine = cut[episodes.last[cut] == step]
-                final[mine[np.isin(episodes.env[mine], self.given[step].envs)]] = GIVEN
+            mine = cut[episodes.last[cut] == step]
+            final[mine[self._is_given(step, episodes.env[mine])]] = GIVEN
         return replace(episodes, final=final)
 
     def _check_given(self, episodes: Episodes) -> None:
@@ -197,7 +195,7 @@ class Splitter:
             return
         for step in np.unique(episodes.last[wanted]).tolist():
             envs = episodes.env[wanted & (episodes.last == step)]
-            if step not in self.given or not np.isin(envs, self.given[step].envs).all():
+            if not self._is_given(step, envs).all():
                 raise SchemaError(
                     f"step {step} ended an episode whose final observation was not given",
                     hint="pass final_obs with the step, or record observations='T'",
@@ -211,13 +209,13 @@ class Splitter:
         if slot is not None:
             index = episodes.last[wanted] % self._ring.steps * self._ring.num_envs + episodes.env[wanted]
             values[rows.ends[wanted]] = self._ring.take(slot.path, index)
-            return
         for step in np.unique(episodes.last[wanted]).tolist():
             mine = wanted[episodes.last[wanted] == step]
-            given = self.given[step]
-            if path not in given.rows:
-                raise SchemaError(f"final_obs has no {path!r}")
-            values[rows.ends[mine]] = given.rows[path][np.searchsorted(given.envs, episodes.env[mine])]
+            for given in reversed(self.given.get(step, ())):  # of several for one environment, the first is the one
+                if path not in given.rows:
+                    raise SchemaError(f"final_obs has no {path!r}")
+                here = mine[np.isin(episodes.env[mine], given.envs)]
+                values[rows.ends[here]] = given.rows[path][np.searchsorted(given.envs, episodes.env[here])]
 
     # -- making room -----------------------------------------------------------------------------------------------
 
