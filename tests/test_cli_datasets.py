@@ -106,3 +106,31 @@ def test_import_and_export_of_a_replay_buffer(tmp_path: Path) -> None:
     assert done.exit_code == 0 and done.stdout.startswith("6 batches, 12 trajectories, 72 steps")
     assert cli("export", tmp_path / "store", tmp_path / "out", "--to", "rlinf", "-o", "by_rank=true").exit_code == 0
     assert sorted(os.listdir(tmp_path / "out")) == ["rank_0", "rank_1", "rank_10", "rank_2"]
+
+
+def test_what_is_mistyped_chooses_nothing(runs: Path, tmp_path: Path) -> None:
+    store = runs / "rank_2"
+    for ids in ("5-3", "3-", "0-1000000000000000000", "-1", "x"):
+        for command in ("delete", "undelete"):
+            assert cli(command, store, "--ids", ids).exit_code == 2
+    assert len(trajstore.open(store)) == 6
+    twice = cli("split", store, tmp_path / "parts", "--fractions", "a=0.9,a=0.1")
+    assert twice.exit_code == 2 and "names 'a' twice" in twice.stderr
+    for words in (
+        ("split", store, tmp_path / "p", "--parts", 2),
+        ("merge", runs, tmp_path / "m", "--order", "shuffle"),
+    ):
+        refused = cli(*words, "--seed", -1)
+        assert refused.exit_code == 1 and "error: the seed of an order is -1" in refused.stderr
+
+
+def test_a_store_without_a_trajectory_is_merged_compacted_and_repaired(tmp_path: Path) -> None:
+    trajstore.create(tmp_path / "none").close()
+    for command in ("merge", "compact", "repair"):
+        done = cli(command, tmp_path / "none", tmp_path / command)
+        assert done.exit_code == 0, done.stderr
+        assert len(trajstore.open(tmp_path / command)) == 0
+        assert cli("verify", tmp_path / command).exit_code == 0
+        with trajstore.create(tmp_path / command, resume=True) as writer:
+            writer.append({"x": [1.0]}, seed=3)
+        assert trajstore.open(tmp_path / command).table["id"].tolist() == [0]

@@ -54,7 +54,7 @@ class Admission:
         self._patient = patient
         self._place = ingest.storage.describe()
         self._checker: Checker | None = None
-        if ingest.schema.clocks:
+        if ingest.schema.columns:  # a store that nothing was appended to has none, and learns them
             self._grow(extend(ingest.schema, declared, self._place))
 
     def check(self) -> None:
@@ -207,7 +207,7 @@ class Admission:
     def _open_staging(self) -> Staging:
         if self._staging is None:
             self._staging = Staging(self._append_staged, self._ingest.budget.limit)
-            self._committer.sources.append(self._staging)
+            self._committer.attach(self._staging)
         return self._staging
 
     def _reserve(

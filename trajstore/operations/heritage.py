@@ -41,7 +41,9 @@ def inherit(
     columns = {name: (column, _column(plan, name, column, fill)) for name, column in plan.union.schema.columns.items()}
     attributes = _shared_attributes(plan.snapshots)
     next_id = len(plan)
-    if keep_ids and len(plan.snapshots) == 1 and len(np.unique(columns[ID][1])) == len(plan):
+    if not columns:
+        pass  # nothing was ever appended to any of them, and the new store has no schema either
+    elif keep_ids and len(plan.snapshots) == 1 and len(np.unique(columns[ID][1])) == len(plan):
         next_id = plan.snapshots[0].manifest.counts["next_id"]
     else:
         if provenance:
@@ -49,7 +51,7 @@ def inherit(
             columns[SOURCE] = Column("int64", -1), source
             columns[SOURCE_ID] = Column("int64", -1), source_id
             attributes[ORIGINS] = origins
-        columns[ID] = columns.get(ID, (Column("int64"),))[0], np.arange(len(plan), dtype=np.int64)
+        columns[ID] = columns[ID][0], np.arange(len(plan), dtype=np.int64)
     config = _config(plan)
     progress, sets = _progress(plan, columns)
     return Contents(columns, next_id, progress, config, attributes, sets)

@@ -105,7 +105,8 @@ def plan_repair(path: str | os.PathLike[str], *, commit: int | None = None, prog
     hit[report.stores[0].damaged_trajectories] = True
     whole, lost = dataset[~hit], dataset[hit]
     planned = blueprint(whole, keep_ids=True, provenance=False, rewrite=True)
-    return Repair(report, whole.table[ID], _ids(lost), planned)
+    ids = whole.table[ID] if len(whole) else np.empty(0, np.int64)  # a store may have no column yet
+    return Repair(report, ids, _ids(lost), planned)
 
 
 def _ids(dataset: Dataset) -> np.ndarray[Any, Any]:
