@@ -7,6 +7,8 @@ import click
 from trajstore.cli.options import json_option, one_of, option, store_argument, usage
 from trajstore.cli.output import number, print_json
 
+_MOST_IDS = 10_000_000
+
 
 @click.command()
 @store_argument
@@ -75,9 +77,12 @@ def _ids(text: str | None) -> list[int] | None:
         return None
     found: list[int] = []
     for piece in text.split(","):
-        first, _, last = piece.strip().partition("-")
+        first, dash, last = piece.strip().partition("-")
         try:
-            found += range(int(first), int(last or first) + 1)
+            span = range(int(first), int(last if dash else first) + 1)
         except ValueError:
             raise usage(f"--ids takes numbers and spans of them, 3,7,10-20, not {text!r}") from None
+        if not 0 < span.stop - span.start <= _MOST_IDS:
+            raise usage(f"--ids {piece.strip()} is no span of 1 to {_MOST_IDS:,} ids: choose by --where 'id >= 3'")
+        found += span
     return found

@@ -94,6 +94,8 @@ def _fractions(text: str) -> dict[str, float]:
     found = {}
     for pair in text.split(","):
         name, _, value = pair.partition("=")
+        if name.strip() in found:
+            raise usage(f"--fractions names {name.strip()!r} twice")
         try:
             found[name.strip()] = float(value)
         except ValueError:

@@ -16,7 +16,9 @@ _BEST = re.compile(r"(best|max|min):(.+)\Z")
 
 
 def shuffled(count: int, seed: int) -> Ints:
-    """A permutation of ``count`` that depends on the seed alone (NumPy's PCG64)."""
+    """A permutation of ``count`` that depends on the seed alone (NumPy's PCG64), an int of 0 or more."""
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise SchemaError(f"the seed of an order is {seed!r:.60}", hint="a whole number, 0 or more")
     return np.random.Generator(np.random.PCG64(seed)).permutation(count).astype(np.int64)
 
 
