@@ -554,13 +554,16 @@ def test_a_writer_cannot_be_pickled_or_used_after_a_fork(path):
         child = os.fork()
         if not child:
             try:
-                writer.append(steps(1, 4))
-            except StateError as error:
-                os.write(writing, str(error).encode())
+                for call in (lambda: writer.append(steps(1, 4)), lambda: writer.attempted, lambda: writer.delete(0)):
+                    with pytest.raises(StateError, match="forked"):
+                        call()
+                os.write(writing, b"refused")
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
-        assert b"forked" in os.read(reading, 1000)
+        os.close(writing)
+        assert os.read(reading, 1000) == b"refused"
+        os.close(reading)
         writer.append(steps(2, 4))
     assert len(trajstore.open(path)) == 2
 

@@ -142,3 +142,36 @@ def test_all_calls_from_many_threads_at_once() -> None:
                 rows is None or rows[:].tolist() == [seed] * 2
                 for rows in (trajectory[name] for name in ("x", "late", "split"))
             )
+
+
+def test_sources_that_come_and_go_at_once_are_all_asked() -> None:
+    """One that was attached while another left was forgotten, and what it held was not in the next commit."""
+    asked: list[int] = []
+
+    class Held:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def flush(self, timeout: float | None = None) -> bool:
+            asked.append(self.number)
+            return True
+
+        def close(self) -> None: ...
+
+        def abandon(self) -> None: ...
+
+    with trajstore.create(Disk().storage(), commit_every=None, handle_signals=False) as writer:  # type: ignore[arg-type]
+
+        def come_and_go(first: int) -> Callable[[], None]:
+            def run() -> None:
+                for number in range(first, first + 100):
+                    passing = Held(-1)
+                    writer.attach(passing)
+                    writer.attach(Held(number))
+                    writer.detach(passing)
+
+            return run
+
+        assert together(*(come_and_go(first) for first in range(0, 800, 100))) == []
+        writer.commit()
+    assert sorted(asked) == list(range(800))

@@ -199,8 +199,12 @@ class Writer:
             trajectories=commit_trajectories,
             nbytes=commit_bytes,
         )
-        self._admission = Admission(self._ingest, ledger, self._committer, self._lock, declared, patient=patient)
-        self._committer.start(handle_signals=handle_signals)
+        try:
+            self._admission = Admission(self._ingest, ledger, self._committer, self._lock, declared, patient=patient)
+            self._committer.start(handle_signals=handle_signals)
+        except BaseException:
+            self._ingest.close()
+            raise
         atexit.register(self.close)  # what a writer that nobody closed still holds
 
     # -- what a user sees ------------------------------------------------------------------------------------------
@@ -283,7 +287,7 @@ class Writer:
         copied_bytes : of shard files, and how much of that was copied from their versions before.
         """
         budget, disk = self._ingest.budget, self._ingest.disk_figures()
-        found, times = self._ledger.found, self._committer.times
+        found, committer = self._ledger.found, self._committer
         encoded = budget.encoded_bytes
         return {
             "trajectories": len(self) - found["trajectories"],
@@ -293,9 +297,9 @@ class Writer:
             "stall_seconds": budget.stalled + self._admission.stalled,
             "raw_bytes": encoded,
             "encode_bytes_per_second": encoded / budget.encode_seconds if budget.encode_seconds else 0.0,
-            "commits": len(times),
-            "commit_seconds": sum(times),
-            "commit_last_seconds": times[-1] if times else 0.0,
+            "commits": committer.commits,
+            "commit_seconds": committer.seconds,
+            "commit_last_seconds": committer.last_seconds,
             "ratio": encoded / disk["frame_bytes"] if disk["frame_bytes"] else 1.0,
             **disk,
         }
@@ -399,7 +403,7 @@ class Writer:
         after a kill no seed is skipped and none is collected twice. A seed whose trajectory was appended with
         ``seed=`` is marked in the same instant as the trajectory is.
         """
-        with self._lock:
+        with self._looking():
             remaining = self._ledger.progress.remaining(wanted)
         for seed in remaining:
             if self.remaining == 0:
@@ -411,7 +415,7 @@ class Writer:
 
     def remaining_seeds(self, wanted: range, count: int) -> np.ndarray[Any, Any]:
         """The first ``count`` seeds of a range that were never attempted, int64; for collectors that run batches."""
-        with self._lock:
+        with self._looking():
             return self._ledger.progress.remaining(wanted).first(count)
 
     def mark_attempted(self, seeds: int | Iterable[int]) -> None:
@@ -421,12 +425,12 @@ class Writer:
 
     @property
     def attempted(self) -> IntervalSet:
-        with self._lock:
+        with self._looking():
             return self._ledger.progress.attempted.freeze()
 
     @property
     def completed(self) -> IntervalSet:
-        with self._lock:
+        with self._looking():
             return self._ledger.progress.completed.freeze()
 
     # -- commits ---------------------------------------------------------------------------------------------------
@@ -434,10 +438,10 @@ class Writer:
     def attach(self, source: Source) -> None:
         """Have ``source`` hand over what it holds before a commit that is asked for, and before the end."""
         self._check(failed=False)
-        self._committer.sources.append(source)
+        self._committer.attach(source)
 
     def detach(self, source: Source) -> None:
-        self._committer.sources = [held for held in self._committer.sources if held is not source]
+        self._committer.detach(source)
 
     def commit(self) -> int:
         """Make everything appended so far durable and visible; the number of the commit.
@@ -535,6 +539,14 @@ class Writer:
         self._check(failed=False)
         with self._lock:
             self._admission.check()
+            yield
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """The lock, where it can be had: in a forked child it may be held by a thread that is not there."""
+        if os.getpid() != self._pid:
+            self._refuse()
+        with self._lock:
             yield
 
     def _refuse(self) -> None:

@@ -39,9 +39,8 @@ class Committer:
 
     Attributes
     ----------
-    sources : handed over before a commit that is asked for.
     failure : why the last commit in the background failed, until one succeeds or is asked for.
-    times : seconds that each commit took.
+    commits, seconds, last_seconds : how many there were, and the time that they all took, and the last one.
     """
 
     def __init__(
@@ -55,9 +54,10 @@ class Committer:
         trajectories: int | None,
         nbytes: int | None,
     ) -> None:
-        self.sources: list[Source] = []
         self.failure: BaseException | None = None
-        self.times: list[float] = []
+        self.commits = 0
+        self.seconds = self.last_seconds = 0.0
+        self._sources: tuple[Source, ...] = ()
         self._session, self._ingest, self._ledger = session, ingest, ledger
         self._lock = lock
         self._committing = Mutex()
@@ -116,7 +116,9 @@ class Committer:
                 # A writer that took over removes unfinished files: say that, not that one of them is missing.
                 self._session.check()
                 raise
-            self.times.append(time.monotonic() - begun)
+            self.last_seconds = time.monotonic() - begun
+            self.seconds += self.last_seconds
+            self.commits += 1
             self._committed = version
             self._committed_bytes = taken_bytes
             try:
@@ -129,10 +131,23 @@ class Committer:
         if refused is not None:
             raise refused
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Those that hand over what they hold before a commit that is asked for."""
+        return self._sources
+
+    def attach(self, source: Source) -> None:
+        with self._lock:
+            self._sources = (*self._sources, source)
+
+    def detach(self, source: Source) -> None:
+        with self._lock:
+            self._sources = tuple(held for held in self._sources if held is not source)
+
     def ask(self) -> None:
         """Commit what the sources hold too; a failure of before is forgotten."""
         self.failure = None
-        for source in self.sources:
+        for source in self._sources:
             source.flush()
         self.commit()
 
@@ -204,7 +219,7 @@ class Committer:
     def _on_signal(self) -> None:
         if self._stopped:
             return
-        for source in self.sources:
+        for source in self._sources:
             source.flush(timeout=_SIGNAL_PATIENCE)
         try:
             self.commit()
