@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = Report.from_json(json.loads(Path(options.earlier).read_text()))
     else:
         report = Report(options.short, skipped=dict(missing))
+    report.versions = report.versions or versions()
     names = options.only or ([] if options.earlier or options.profile or options.scaling else list(ROWS))
     folder = Path(options.folder or tempfile.mkdtemp(prefix="trajstore-bench."))
     bench = Bench(folder, short=options.short)
@@ -67,7 +68,6 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if not options.folder:
             shutil.rmtree(folder, ignore_errors=True)
-    report.versions = report.versions or versions()
     _keep(report, options.json)
     print(f"\n{markdown(report)}")
     if options.markdown:

@@ -99,7 +99,7 @@ def _sampled(call: Callable[[], object], seconds: float) -> None:
 def main(work: str, folder: Path) -> None:
     """The child: one workload for some seconds."""
     what, level = work.split(", ")
-    routes = data.routes(12_000 if what == "ingest" else 4_000)
+    routes = data.routes(24_000 if what == "ingest" else 4_000)
     if what == "ingest":
         from bench.ingest import collect
 

@@ -78,8 +78,9 @@ def _claim_from_json(found: Mapping[str, Any]) -> Claim:
 
 
 def versions() -> dict[str, str]:
-    """What was measured with."""
+    """What it is measured with, and how busy the machine is before."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
+    found["load before"] = f"{os.getloadavg()[0]:.1f}"
     found["sampled routes"] = str(len(data.sample()))
     for name in _VERSIONS:
         try:
