@@ -27,13 +27,14 @@ _WORKS = {
     "gather": ("scan, balanced", "scan, fast", "256 random frames, balanced", "256 random frames, fast"),
 }
 
+_PACKING, _COPY = "packing and its check, or unpacking", "copy of rows"
 # By the innermost frame that matches; what none matches is Python's and NumPy's own.
 _KINDS = {
     "codec": r"blosc|LZ4|ZSTD|HUF_|FSE_|BIT_|shuffle|XXH|zstd",
-    "packing and its check, or unpacking": r"encoding\.py",
+    _PACKING: r"encoding\.py",
     "checksum": r"crc32|checksum\.py",
     "write, sync, read": r"storage\.py|\b(pread|pwrite|write|writev|fdatasync|fsync|open)(64)? \(libc",
-    "copy of rows": r"memcpy|memmove|contig_to_contig|_aligned_|strided_to|array_take|TakeFrom|fasttake",
+    _COPY: r"memcpy|memmove|contig_to_contig|_aligned_|strided_to|array_take|TakeFrom|fasttake",
 }
 _GIL = "waiting for the interpreter's lock"
 _REST = "Python, NumPy's and numcodecs' wrappers, threads"
@@ -78,10 +79,12 @@ def shares(lines: Iterable[str]) -> dict[str, float]:
 def _kind(frames: list[str]) -> str:
     if any("cond_timedwait" in frame for frame in frames[:2]):
         return _GIL
+    python = next((frame for frame in frames if ".py:" in frame), "")
     for frame in frames:
         for kind, pattern in _KINDS.items():
             if re.search(pattern, frame):
-                return kind
+                unpacks = kind == _COPY and re.search(_KINDS[_PACKING], python)  # by a table: NumPy's take
+                return _PACKING if unpacks else kind
         if ".py:" in frame:
             return _REST
     return _REST
