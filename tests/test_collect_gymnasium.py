@@ -184,6 +184,36 @@ def test_a_single_environment(tmp_path: Path, name: str, observations: str) -> N
     check(tmp_path / "s", seen, observations)
 
 
+class Informed(gymnasium.Wrapper):
+    """Says how it ended where it succeeded, and nothing else, as many environments do."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, _, _, info = self.env.step(action)
+        ends = action == 1
+        return obs, reward, ends, False, {**info, "success": True, "task": "reach"} if ends else info
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_an_info_that_is_not_there_is_not_zero(tmp_path: Path, mode: Any) -> None:
+    def make() -> Any:
+        return Informed(gymnasium.make("CartPole-v1", max_episode_steps=100))
+
+    envs = make() if mode is None else SyncVectorEnv([make, make], autoreset_mode=mode)
+    env = record(envs, tmp_path / "s", info=["success", "sucess"])
+    for action in (1, 0):  # one episode that succeeds, and one that is still under way at the end
+        env.reset(seed=0)
+        env.step(action if mode is None else np.array([action, action]))
+    env.close()
+    table = trajstore.open(tmp_path / "s").table
+    assert np.array_equal(np.sort(table["success"])[: 1 if mode is None else 2], np.ones(1 if mode is None else 2))
+    assert np.isnan(table["success"]).sum() == (1 if mode is None else 2) and np.isnan(table["sucess"]).all()
+    env = record(make() if mode is None else SyncVectorEnv([make], autoreset_mode=mode), tmp_path / "t", info=["task"])
+    env.reset(seed=0)
+    with pytest.raises(trajstore.TrajstoreError, match=r"the info 'task' is .*, no number"):
+        env.step(1 if mode is None else np.array([1]))
+    env.close()
+
+
 def test_infos_become_columns(tmp_path: Path) -> None:
     for mode in MODES[:2]:
         vector = SyncVectorEnv([ENVIRONMENTS["CartPole"]] * 2, autoreset_mode=mode)

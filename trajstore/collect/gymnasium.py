@@ -43,7 +43,8 @@ class VectorRecorder(VectorWrapper):
     Parameters
     ----------
     observations : ``"T+1"``: with each episode's final observation; ``"T"``: without.
-    info : names in the infos that become columns; each trajectory has the value of its last step.
+    info : names in the infos that become columns, of float64; each trajectory has the value of its last step, NaN
+        where that has none. Numbers and bools only: another raises ``SchemaError``.
     recorder_options : of :class:`trajstore.Recorder`.
 
     Notes
@@ -100,13 +101,14 @@ class VectorRecorder(VectorWrapper):
         found = {}
         final = infos.get("final_info", {})
         for name in self._info:
-            value = infos.get(name)
-            values = np.zeros(self.num_envs) if value is None else np.array(value)
+            values = np.full(self.num_envs, np.nan)
+            if name in infos:
+                mask = np.asarray(infos.get(f"_{name}", True))
+                values[mask] = _numbers(name, infos[name], (self.num_envs,))[mask]
             if name in final:
                 mask = np.asarray(final.get(f"_{name}", infos.get("_final_info")))
-                values = values.astype(np.result_type(values, np.asarray(final[name])))
-                values[mask] = np.asarray(final[name])[mask]
-            found[name] = values.astype(np.float64)
+                values[mask] = _numbers(name, final[name], (self.num_envs,))[mask]
+            found[name] = values
         return found
 
     def close(self, **kwargs: Any) -> None:
@@ -156,7 +158,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             reward=np.array([reward], np.float64),
             terminated=np.array([terminated]),
             truncated=np.array([truncated]),
-            columns={name: float(info.get(name, 0)) for name in self._info},
+            columns={name: float(_numbers(name, info.get(name, np.nan), ())) for name in self._info},
         )
         recorder.put(obs=after)
         return result
@@ -180,6 +182,16 @@ def tree(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype == object:
         raise SchemaError("an observation or action is an array of objects", hint="wrap the environment: record arrays")
     return value
+
+
+def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """What an info becomes in a column."""
+    try:
+        return np.broadcast_to(np.asarray(value).astype(np.float64), shape)
+    except (TypeError, ValueError):
+        raise SchemaError(
+            f"the info {name!r} is {value!r:.60}, no number", hint="columns hold numbers and bools: leave it out"
+        ) from None
 
 
 def _opened(writer: Any) -> tuple[Writer, bool]:
