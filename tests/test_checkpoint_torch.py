@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from trajstore.checkpoint import Checkpoints  # noqa: E402
+from trajstore.checkpoint import Checkpoints, File  # noqa: E402
 from trajstore.checkpoint.staging import Staging  # noqa: E402
 from trajstore.errors import NotFoundError, SchemaError, StateError  # noqa: E402
 
@@ -240,6 +240,82 @@ def test_lazy_staging_saves_what_was_there_at_the_call(tmp_path, optimizer_class
                     )
 
 
+def test_lazy_staging_copies_at_once_what_no_optimizer_owns(tmp_path, monkeypatch):
+    gate, copy_later = threading.Event(), Staging.finish
+    monkeypatch.setattr(Staging, "finish", lambda self: (gate.wait(120), copy_later(self)))
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    base, array, values, z = torch.arange(1000.0), np.arange(6.0), [1, {"k": (2, 3)}], torch.tensor([1 + 2j, 3 - 4j])
+    large = torch.zeros(600_000)
+    state = {
+        "model": model, "optimizer": optimizer, "target": copy.deepcopy(model).state_dict(), "values": values,
+        "views": {"a": base[10:30].view(4, 5), "b": base[10:30].view(5, 4).t(), "bits": base[10:12].view(torch.int32)},
+        "kinds": [torch.ones(2, dtype=torch.bfloat16), torch.empty(0, 3), torch.tensor(5), z.conj(), large, large[:5]],
+        "leaf": {"p": torch.nn.Parameter(torch.ones(2)), "g": torch.ones(2, requires_grad=True)},
+        "arrays": {"one": array, "again": array, "size": torch.Size([1, 2]), "scalar": np.float32(0.5)},
+    }  # fmt: skip
+    with Checkpoints(tmp_path / "whole") as ckpts:
+        gate.set()
+        ckpts.save(1, state)
+        expected = ckpts.restore().state
+    gate.clear()
+    with Checkpoints(tmp_path / "lazy") as ckpts:
+        ckpts.stage_lazily(optimizer)
+        ckpts.save(1, state)
+        with torch.no_grad():
+            for changed in (base, large, z, *state["target"].values(), *model.buffers(), *state["leaf"].values()):
+                changed.zero_()
+        array[:] = 0
+        values[1]["k"] = None
+        optimizer.param_groups[0]["lr"] = 7.0
+        gate.set()
+        found = ckpts.restore().state
+
+    def same(left, right):
+        assert type(left) is type(right)
+        if isinstance(left, dict):
+            assert list(left) == list(right)
+            for key in left:
+                same(left[key], right[key])
+        elif isinstance(left, (list, tuple)):
+            for pair in zip(left, right, strict=True):
+                same(*pair)
+        elif isinstance(left, torch.Tensor):
+            assert bits(left) == bits(right) and left.stride() == right.stride()
+            assert left.requires_grad == right.requires_grad
+        else:
+            assert np.array_equal(left, right)
+
+    same(found, expected)
+    assert found["model"]._metadata == expected["model"]._metadata and found["optimizer"]["param_groups"][0]["lr"] < 1
+    found["views"]["a"][0, 0] = -1.0
+    assert found["views"]["b"][0, 0] == -1.0, "what shared a storage no longer does"
+    assert found["arrays"]["one"] is found["arrays"]["again"]
+
+
+def test_what_cannot_be_frozen_is_copied_or_refused_at_once(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    (tmp_path / "file").write_bytes(b"bytes")
+    cycle = []
+    cycle.append(cycle)
+    with Checkpoints(tmp_path / "c") as ckpts:
+        ckpts.stage_lazily(optimizer)
+        for bad, word in (
+            (print, r"\$\.deep\.bad is a builtins"),
+            (torch.eye(2).to_sparse(), "sparse"),
+            (cycle, "itself"),
+        ):
+            with pytest.raises(SchemaError, match=word):
+                ckpts.save(1, {"model": model, "deep": {"bad": bad}})
+        ckpts.save(1, {"model": model, "set": {1, 2}, "file": File(tmp_path / "file"), "keys": {(1, 2): 3, None: 4}})
+        (tmp_path / "file").write_bytes(b"other")
+        back = ckpts.restore().state
+        assert back["set"] == {1, 2} and back["file"] == b"bytes" and back["keys"] == {(1, 2): 3, None: 4}
+
+
 def test_a_change_behind_the_optimizers_back_is_noticed(tmp_path, monkeypatch):
     gate, copy_later = threading.Event(), Staging.finish
     monkeypatch.setattr(Staging, "finish", lambda self: (gate.wait(120), copy_later(self)))
@@ -307,7 +383,7 @@ def test_cuda_tensors(tmp_path):
 
 def test_a_signal_in_the_middle_of_a_lazy_copy_waits_for_it(tmp_path, monkeypatch):
     """The handler waits for what is being saved, so it must not stand on the copy that it cut off."""
-    seen, copied, finish, copy_now = [], threading.Event(), Staging.finish, Staging._run
+    seen, copied, finish, copy_now = [], threading.Event(), Staging.finish, Staging._copy
 
     def finish_in_the_loop_first(self):
         if threading.current_thread() is threading.main_thread():
@@ -316,11 +392,10 @@ def test_a_signal_in_the_middle_of_a_lazy_copy_waits_for_it(tmp_path, monkeypatc
         elif copied.wait(120):
             finish(self)
 
-    def copy_with_a_signal_in_the_middle(self, copies):
-        if copies:
-            signal.raise_signal(signal.SIGTERM)
-            seen.append("copied")
-        copy_now(self, copies)
+    def copy_with_a_signal_in_the_middle(self, frozen):
+        signal.raise_signal(signal.SIGTERM)
+        seen.append("copied")
+        copy_now(self, frozen)
 
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append([c.step for c in ckpts.list()]))
     try:
@@ -330,9 +405,9 @@ def test_a_signal_in_the_middle_of_a_lazy_copy_waits_for_it(tmp_path, monkeypatc
         with Checkpoints(tmp_path / "c") as ckpts:
             ckpts.stage_lazily(optimizer)
             ckpts.save(1, {"model": model})
-            monkeypatch.setattr(Staging, "_run", copy_with_a_signal_in_the_middle)
+            monkeypatch.setattr(Staging, "_copy", copy_with_a_signal_in_the_middle)
             optimizer.step()
             assert seen == ["copied", [1]]
-            monkeypatch.setattr(Staging, "_run", copy_now)
+            monkeypatch.setattr(Staging, "_copy", copy_now)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -58,6 +58,21 @@ def plan(extents: list[Extent]) -> Plan:
     return Plan(tuple(arrays), tuple(starts), places, size)
 
 
+class Planner:
+    """Plans the arena of one save after the other; where the same extents come again, the plan is the one before."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Plan] = (None, Plan((), (), (), 0))
+
+    def plan(self, extents: list[Extent]) -> Plan:
+        key = [(extent.section, extent.dtype, extent.stop - extent.start) for extent in extents]
+        before, layout = self._last
+        if key != before:
+            layout = plan(extents)
+            self._last = (key, layout)
+        return layout
+
+
 def _slugs(sections: list[str]) -> dict[str, str]:
     """A name for each section that is safe as a file name and differs also where case does not count."""
     slugs: dict[str, str] = {}

@@ -50,7 +50,7 @@ from trajstore.checkpoint.record import CHUNK_BYTES, STRUCTURE, FlatArray, Recor
 from trajstore.checkpoint.retention import Retention, select
 from trajstore.checkpoint.saving import finish_folder, publish
 from trajstore.checkpoint.shelf import HISTORY, LOCK, Shelf, candidate
-from trajstore.checkpoint.staging import Staging
+from trajstore.checkpoint.staging import copy_now
 from trajstore.checkpoint.tree import Flattening
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, TrajstoreError
 from trajstore.format import typedjson
@@ -136,7 +136,7 @@ class Writer(StorageWriter):
         extents = flat.finish()
         layout = lay_out(extents)
         self._arena.prepare(layout.size, pinned=False)
-        Staging(extents, layout, self._arena, frozenset()).wait()
+        copy_now(self._arena, extents, layout)
         calls, storage, pool = [], self._storage, Pool(_THREADS)
         for array, start in zip(layout.arrays, layout.starts):
             storage.make_folder(f"{temp}/{array.name}")

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trajstore.checkpoint.arena import Arena, Plan, plan
+from trajstore.checkpoint.arena import Arena, Planner, plan
 from trajstore.checkpoint.chunks import Pool
 from trajstore.checkpoint.folder import write_rules
+from trajstore.checkpoint.freezing import Frozen
 from trajstore.checkpoint.interrupt import Signals
 from trajstore.checkpoint.keeping import Keeper
 from trajstore.checkpoint.record import Record
@@ -22,8 +23,9 @@ from trajstore.checkpoint.retention import Retention
 from trajstore.checkpoint.rng import rng_state
 from trajstore.checkpoint.saving import Before, structure_bytes, write_checkpoint
 from trajstore.checkpoint.shelf import LOCK, Shelf
-from trajstore.checkpoint.staging import Optimizers, Staging
-from trajstore.checkpoint.tree import Extent, Flattening
+from trajstore.checkpoint.staging import Optimizers, Staging, on_cuda
+from trajstore.checkpoint.tensors import Snapshots
+from trajstore.checkpoint.tree import Flattening
 from trajstore.errors import SchemaError, StateError, StorageError, TrajstoreError
 from trajstore.format.layout import PRIVATE
 from trajstore.media.history import History, plain
@@ -58,12 +60,8 @@ class _Job:
     """A state that lies in an arena, or soon will, and what is to be said of it."""
 
     facts: dict[str, Any]
-    node: Any
-    rng: Any
-    extents: list[Extent]
-    layout: Plan
-    arena: Arena
     staging: Staging
+    arena: Arena
     branch: Branch | None
 
     @property
@@ -109,11 +107,12 @@ class Saver:
         self._working = False
         self._error: tuple[int, BaseException] | None = None
         self._stats = Stats()
-        self._layout: tuple[Any, Plan] = (None, Plan((), (), (), 0))
+        self._planner = Planner()
+        self._snapshots = Snapshots()
         self._branch: Branch | None = None
         self._closed = False
         self._signals = Signals(options.on_signal)
-        self._optimizers = Optimizers(self._signals.deferred)
+        self._optimizers = Optimizers(self._signals.deferred, self._snapshots)
 
         ensure_folder(self._storage, "")
         ensure_folder(self._storage, PRIVATE)
@@ -172,26 +171,24 @@ class Saver:
             return self._free.popleft()
 
     def _stage(self, facts: dict[str, Any], state: Any, arena: Arena) -> _Job:
-        node, rng, extents = self._flatten(state)
-        key = [(extent.section, extent.dtype, extent.stop - extent.start) for extent in extents]
-        if key != self._layout[0]:
-            self._layout = (key, plan(extents))
-        layout = self._layout[1]
-        arena.prepare(layout.size, pinned=_on_cuda(extents))
-        staging = Staging(extents, layout, arena, self._optimizers.storages())
-        self._optimizers.due(staging)
-        return _Job(facts, node, rng, extents, layout, arena, staging, self._branch)
-
-    def _flatten(self, state: Any) -> tuple[Any, Any, list[Extent]]:
-        flat = Flattening(state)
-        rng = flat.add("rng", rng_state()) if self._options.rng else None
-        return flat.node, rng, flat.finish()
+        rng = rng_state() if self._options.rng else None
+        frozen = self._optimizers.freeze(state)
+        staging = Staging(frozen or Frozen(state), rng, arena, self._planner, self._snapshots)
+        if frozen is not None:
+            self._optimizers.due(staging)
+        else:
+            staging.finish()
+            staging.check()
+        return _Job(facts, staging, arena, self._branch)
 
     def prepare(self, state: Any) -> None:
         """Make the arenas for states like this one."""
         self.check()
-        *_, extents = self._flatten(state)
-        size, pinned = plan(extents).size, _on_cuda(extents)
+        flat = Flattening(state)
+        if self._options.rng:
+            flat.add("rng", rng_state())
+        extents = flat.finish()
+        size, pinned = plan(extents).size, on_cuda(extents)
         with self._changed:
             self._changed.wait_for(lambda: len(self._free) == 2)
             for arena in self._free:
@@ -285,13 +282,14 @@ class Saver:
 
     def _persist(self, job: _Job) -> None:
         start = time.perf_counter()
-        job.staging.wait()
+        staging = job.staging
+        staging.wait()
         record = self._record(job)
-        structure = structure_bytes(job.node, job.rng, job.extents, job.layout)
+        structure = structure_bytes(staging.node, staging.rng, staging.extents, staging.layout)
         name = self._shelf.free_name(job.step)
         before = self._newest if self._options.link else None
         record, linked = write_checkpoint(
-            self._storage, name, record, structure, job.layout, job.arena, self._pool, before
+            self._storage, name, record, structure, staging.layout, job.arena, self._pool, before
         )
         self._newest = (name, record)
         if job.branch is not None:
@@ -361,10 +359,6 @@ def _work(reference: weakref.ref[Saver], changed: threading.Condition) -> None:
                 owner._error = owner._error or (step, error)
             changed.notify_all()
         del owner, arena, error
-
-
-def _on_cuda(extents: list[Extent]) -> bool:
-    return any(extent.storage and not extent.address and extent.source.is_cuda for extent in extents)
 
 
 def _whole(step: Any) -> int:

@@ -13,7 +13,7 @@ from trajstore.checkpoint.chunks import Pool
 from trajstore.checkpoint.reading import Reader, verify_checkpoint
 from trajstore.checkpoint.record import Record, from_bytes
 from trajstore.checkpoint.saving import structure_bytes, write_checkpoint
-from trajstore.checkpoint.staging import Staging
+from trajstore.checkpoint.staging import copy_now
 from trajstore.checkpoint.tree import Flattening
 from trajstore.errors import NotFoundError
 from trajstore.format.layout import ROOT
@@ -41,7 +41,7 @@ def save_state(
     layout = plan(extents)
     arena = Arena()
     arena.prepare(layout.size, pinned=False)
-    Staging(extents, layout, arena, frozenset()).wait()
+    copy_now(arena, extents, layout)
     record = Record(
         step=step, serial=1, uuid=uuid.uuid4().hex, parent=None, time=time.time(), metrics=dict(metrics or {}),
         meta=dict(meta or {}), versions=library_versions(),

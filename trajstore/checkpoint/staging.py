@@ -9,100 +9,139 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trajstore.checkpoint import tensors
-from trajstore.checkpoint.arena import Arena, Plan
-from trajstore.checkpoint.tree import Extent
+from trajstore.checkpoint.arena import Arena, Plan, Planner
+from trajstore.checkpoint.freezing import Freezing, Frozen, NotFrozen
+from trajstore.checkpoint.tensors import Snapshots
+from trajstore.checkpoint.tree import Extent, Flattening
 from trajstore.errors import StateError
 
 
-@dataclass(slots=True)
-class _Copy:
-    target: int
-    size: int
-    address: int  # of the source on the host; 0 where it lies on a device
-    extent: Extent
+def copy_into(arena: Arena, extents: list[Extent], layout: Plan) -> list[Any]:
+    """Copy each extent to its place. What lies on a device is only queued, behind whatever the device was told before.
+
+    Returns the events to be waited for until all of it is there.
+    """
+    devices = set()
+    base = arena.address
+    for extent, (number, offset) in zip(extents, layout.places):
+        if number < 0:
+            continue
+        target = layout.starts[number] + offset
+        # An extent is whole elements; a storage that other dtypes share may end within the last one.
+        size = min(extent.stop, extent.limit) - extent.start
+        if size < extent.size:
+            arena.view(target + size, target + extent.size)[:] = 0
+        if isinstance(extent.source, bytes):
+            arena.view(target, target + size)[:] = np.frombuffer(extent.source, np.uint8)
+        elif extent.address:
+            ctypes.memmove(base + target, extent.address + extent.start, size)  # lets other threads run
+        elif size:
+            source = tensors.storage_bytes(extent.source, extent.start, extent.start + size)
+            arena.device_view(target, target + size).copy_(source, non_blocking=source.is_cuda)
+            if source.is_cuda:
+                devices.add(source.device)
+    return [_event(device) for device in devices]
+
+
+def copy_now(arena: Arena, extents: list[Extent], layout: Plan) -> None:
+    """The same, and wait until all of it is there."""
+    for event in copy_into(arena, extents, layout):
+        event.synchronize()
+
+
+def _event(device: Any) -> Any:
+    torch = sys.modules["torch"]
+    with torch.cuda.device(device):
+        event = torch.cuda.Event()
+        event.record()
+    return event
 
 
 class Staging:
-    """The copies that bring a state into an arena: at once, or some of them later.
+    """The copy of a state and of generators' states into an arena, made by whoever asks for it first.
 
     Parameters
     ----------
-    lazy : storages whose extents may be copied later, until :meth:`finish`: those that nothing but an optimizer's
-        step changes.
+    state : a frozen one, unless the copy is made before anything in it can change.
+    planner : lays out the arena; from save to save the plan is the same.
+
+    Attributes
+    ----------
+    node, rng, extents, layout : what was copied, and where it lies.
     """
 
-    def __init__(self, extents: list[Extent], layout: Plan, arena: Arena, lazy: frozenset[int]) -> None:
+    node: Any
+    rng: Any
+    extents: list[Extent]
+    layout: Plan
+
+    def __init__(self, frozen: Frozen, rng: Any, arena: Arena, planner: Planner, snapshots: Snapshots) -> None:
+        self._frozen: Frozen | None = frozen
+        self._rng = rng
         self._arena = arena
-        self._base = arena.address
-        self._later: list[tuple[_Copy, int]] = []
+        self._planner = planner
+        self._snapshots = snapshots
         self._lock = threading.Lock()
         self._events: list[Any] = []
         self._error: BaseException | None = None
-        now: list[_Copy] = []
-        for extent, (number, offset) in zip(extents, layout.places):
-            if number < 0:
-                continue
-            target = layout.starts[number] + offset
-            # An extent is whole elements; a storage that other dtypes share may end within the last one.
-            size = min(extent.stop, extent.limit) - extent.start
-            if size < extent.size:
-                arena.view(target + size, target + extent.size)[:] = 0
-            if isinstance(extent.source, bytes):
-                arena.view(target, target + size)[:] = np.frombuffer(extent.source, np.uint8)
-                continue
-            copy = _Copy(target, size, extent.address and extent.address + extent.start, extent)
-            # What lies on a device is only queued here: the device copies it before whatever it is told next.
-            if extent.address and extent.storage in lazy:
-                self._later.append((copy, extent.source._version))
-            else:
-                now.append(copy)
-        self._run(now)
 
     def finish(self) -> None:
-        """Make the copies that are left. Whoever comes first makes them, the other waits. Raises nothing."""
+        """Make the copy unless it is made. Whoever comes first makes it, the other waits. Its errors wait too."""
         with self._lock:
-            later, self._later = self._later, []
-            self._run([copy for copy, _ in later])
-            for copy, version in later:
-                if copy.extent.source._version != version:
-                    self._error = StateError(
-                        f"a tensor of section {copy.extent.section!r} was changed in place between save() and the "
-                        "optimizer's next step",
-                        hint="change it before save() or after step(), or leave its optimizer out of stage_lazily()",
-                    )
+            frozen, self._frozen = self._frozen, None
+            if frozen is None:
+                return
+            try:
+                self._copy(frozen)
+            except Exception as error:
+                self._error = error
+            except BaseException as error:  # of the thread that came first: it is to see it now
+                self._error = error
+                raise
+            finally:
+                if frozen.memory is not None:
+                    self._snapshots.release(frozen.memory)
 
     def wait(self) -> None:
-        """Until everything lies in the arena. Raises ``StateError`` if a lazily copied tensor changed before."""
+        """Until everything lies in the arena.
+
+        Raises ``SchemaError`` for what a checkpoint does not hold, ``StateError`` if a tensor that was to be copied
+        later has changed before.
+        """
         self.finish()
         for event in self._events:
             event.synchronize()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong."""
         if self._error is not None:
             raise self._error
 
-    def _run(self, copies: list[_Copy]) -> None:
-        devices = set()
-        for copy in copies:
-            if copy.address:
-                ctypes.memmove(self._base + copy.target, copy.address, copy.size)  # lets other threads run
-            elif copy.size:
-                start = copy.extent.start
-                source = tensors.storage_bytes(copy.extent.source, start, start + copy.size)
-                target = self._arena.device_view(copy.target, copy.target + copy.size)
-                target.copy_(source, non_blocking=source.is_cuda)
-                if source.is_cuda:
-                    devices.add(source.device)
-        for device in devices:
-            torch = sys.modules["torch"]
-            with torch.cuda.device(device):
-                event = torch.cuda.Event()
-                event.record()
-            self._events.append(event)
+    def _copy(self, frozen: Frozen) -> None:
+        flat = Flattening(frozen.state)
+        self.rng = flat.add("rng", self._rng) if self._rng is not None else None
+        self.node, self.extents = flat.node, flat.finish()
+        self.layout = self._planner.plan(self.extents)
+        self._arena.prepare(self.layout.size, pinned=on_cuda(self.extents))
+        self._events = copy_into(self._arena, self.extents, self.layout)
+        for tensor, version, section in frozen.later:
+            if tensor._version != version:
+                raise StateError(
+                    f"a tensor of section {section!r} was changed in place between save() and the optimizer's next "
+                    "step",
+                    hint="change it before save() or after step(), or leave its optimizer out of stage_lazily()",
+                )
+
+
+def on_cuda(extents: list[Extent]) -> bool:
+    """Whether any of the extents lies on a CUDA device."""
+    return any(extent.storage and not extent.address and extent.source.is_cuda for extent in extents)
 
 
 class Optimizers:
@@ -113,10 +152,12 @@ class Optimizers:
     deferred : a stretch of the loop in which no signal's handler runs: it would wait for the copy that it cut off.
     """
 
-    def __init__(self, deferred: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, deferred: Callable[[], AbstractContextManager[None]], snapshots: Snapshots) -> None:
         self._deferred = deferred
         self._hooks: list[tuple[Any, Any]] = []
-        self._owned: tuple[int, frozenset[int], Any] = (-1, frozenset(), None)
+        self._owned: tuple[int, frozenset[int], list[Any]] = (-1, frozenset(), [])
+        self._ids: frozenset[int] = frozenset()
+        self._snapshots = snapshots
         self._due: deque[Staging] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -126,25 +167,34 @@ class Optimizers:
         if not self._hooks:
             threading.Thread(target=_stage, args=(weakref.ref(self), self._changed), daemon=True).start()
         self._hooks.append((optimizer, optimizer.register_step_pre_hook(lambda *_: self.finish_in_loop())))
-        self._owned = (-1, frozenset(), None)
+        self._owned = (-1, frozenset(), [])
 
-    def storages(self) -> frozenset[int]:
-        """The storages that nothing but these optimizers' steps changes."""
+    def freeze(self, state: Any) -> Frozen | None:
+        """The state as something to be copied later; ``None`` where it must be copied at once."""
         if not self._hooks:
-            return frozenset()
+            return None
+        try:
+            owned = self._storages()
+            return Freezing(state, owned, self._ids, self._snapshots).frozen if owned else None
+        except NotFrozen:
+            return None
+
+    def _storages(self) -> frozenset[int]:
+        """The storages on the host that nothing but these optimizers' steps changes."""
         count = sum(len(optimizer.state) + len(optimizer.param_groups) for optimizer, _ in self._hooks)
         if count != self._owned[0]:
-            owned = [tensor for optimizer, _ in self._hooks for tensor in _tensors_of(optimizer)]
+            found = [tensor for optimizer, _ in self._hooks for tensor in _tensors_of(optimizer)]
+            owned = [tensor for tensor in found if tensor.is_cpu and tensor.layout is sys.modules["torch"].strided]
             # The tensors are kept, so that no other storage can come to bear the key of one of theirs.
             self._owned = (count, frozenset(map(tensors.storage_key, owned)), owned)
+            self._ids = frozenset(map(id, owned))
         return self._owned[1]
 
     def due(self, staging: Staging) -> None:
-        """Have the rest of a staging copied as soon as may be."""
-        if self._hooks:
-            with self._changed:
-                self._due.append(staging)
-                self._changed.notify_all()
+        """Have a copy made as soon as may be."""
+        with self._changed:
+            self._due.append(staging)
+            self._changed.notify_all()
 
     def finish(self) -> None:
         """Make every copy that is due, or wait for whoever makes it."""
