@@ -81,6 +81,44 @@ def test_what_is_whole_is_saved_and_the_rest_is_named(place: Path, tmp_path: Pat
     assert len(trajstore.open(tmp_path / "saved.zarr")) == len(done.whole) + 1
 
 
+@pytest.mark.parametrize("what", ["flipped", "lost", "cut"])
+@pytest.mark.parametrize("more", [False, True])
+def test_damaged_seals_cost_nothing_that_is_whole(place: Path, tmp_path: Path, what: str, more: bool) -> None:
+    for file in (place / "integrity/seals").glob("c.*"):
+        if what == "flipped":
+            flip(file, 20)
+        elif what == "lost":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:30])
+    if more:
+        flip(place / "steps/x/c.0", 20)
+    before = digest(place)
+    done = repair(place, tmp_path / "saved.zarr")
+    assert digest(place) == before
+    assert not done.report.ok and (len(done.lost) > 0) == more and len(done.whole) + len(done.lost) == 15
+    check(trajstore.open(tmp_path / "saved.zarr"), set(done.lost.tolist()))
+    assert trajstore.operations.verify.verify(tmp_path / "saved.zarr", deep=True).ok
+    assert not trajstore.operations.verify.verify(place).ok
+
+
+def test_the_seeds_of_what_is_lost_are_collected_again(place: Path, tmp_path: Path) -> None:
+    with tiny_shards(), trajstore.create(place, resume=True, commit_every=None) as writer:
+        writer.delete(12)
+        writer.mark_attempted(40)
+        assert len(writer.completed) == 15
+    flip(place / "steps/x/c.0", 20)
+    done = repair(place, tmp_path / "saved.zarr")
+    lost = set(done.lost.tolist())
+    assert lost and 12 not in lost
+    with trajstore.create(tmp_path / "saved.zarr", resume=True, commit_every=None) as writer:
+        for seed in writer.seeds(range(15)):
+            assert seed in lost
+            writer.append(trajectory(seed, True), seed=seed)
+        assert 40 in writer.attempted and not lost - set(writer.completed)
+    assert sorted(trajstore.open(tmp_path / "saved.zarr").table["seed"].tolist()) == [n for n in range(15) if n != 12]
+
+
 def test_an_older_commit_stands_in_for_a_lost_manifest(place: Path, tmp_path: Path) -> None:
     with tiny_shards(), trajstore.create(place, resume=True, commit_every=None) as writer:
         writer.append(trajectory(15, True), seed=15)

@@ -71,9 +71,31 @@ def seal_records(storage: Storage, manifest: Manifest) -> np.ndarray[Any, Any]:
     return records[(records[:, 0] >= 0) & (records[:, 0] < len(manifest.names))]
 
 
+def records_of_files(storage: Storage, manifest: Manifest) -> np.ndarray[Any, Any]:
+    """What the seals would be if every shard file were committed as it is, but for the checksums; for a repair.
+
+    A file is only ever there whole, and later versions of it hold all that earlier ones did.
+    """
+    found = []
+    for array, name in enumerate(manifest.names):
+        layout, _ = manifest.arrays.get(name, (None, 0))
+        if layout is None or name == SEALS:
+            continue
+        for file in storage.list(name):
+            number = layout.shard_number(file)
+            length = None if number is None else storage.size(layout.shard_key(number))
+            if length:
+                found.append((array, number, length, 0))
+    return np.array(found, np.int64).reshape(-1, 4)
+
+
 def load_seals(storage: Storage, manifest: Manifest) -> dict[tuple[str, int], Shard]:
     """Every seal that a commit holds, by array and shard number; for tools that walk them all."""
+    return by_shard(seal_records(storage, manifest), manifest)
+
+
+def by_shard(records: np.ndarray[Any, Any], manifest: Manifest) -> dict[tuple[str, int], Shard]:
+    """Seals by array and shard number."""
     return {
-        (manifest.names[array], number): Shard(number, length, crc)
-        for array, number, length, crc in seal_records(storage, manifest).tolist()
+        (manifest.names[array], number): Shard(number, length, crc) for array, number, length, crc in records.tolist()
     }

@@ -155,16 +155,25 @@ class Snapshot:
 
     def _shard_lengths(self, array: str) -> Mapping[int, int]:
         """The committed length of each shard of an array."""
-        with self._guard:
-            if self._seals is None:
-                self._seals = seal_records(self.storage, self.manifest)
-            names = self.manifest.names
-            mine = self._seals[self._seals[:, 0] == names.index(array)] if array in names else self._seals[:0]
+        seals, names = self.seals, self.manifest.names
+        mine = seals[seals[:, 0] == names.index(array)] if array in names else seals[:0]
         lengths = dict(zip(mine[:, 1].tolist(), mine[:, 2].tolist()))
         tail = self.manifest.tails.get(array)
         if tail is not None:
             lengths[tail.number] = tail.length
         return lengths
+
+    @property
+    def seals(self) -> np.ndarray[Any, Any]:
+        """Every seal of the commit, see ``seals.seal_records``."""
+        with self._guard:
+            if self._seals is None:
+                self._seals = seal_records(self.storage, self.manifest)
+            return self._seals
+
+    def take_for_seals(self, records: np.ndarray[Any, Any]) -> None:
+        """Go by these seals (``seals.seal_records``) instead of those of the commit, which are damaged."""
+        self._seals = records
 
     def pairs(self, clock: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Start and stop on a clock, int64 (n, 2), of trajectories by row of the table; -1 where absent."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.dataset import Dataset
-from trajstore.engine.seals import load_seals
+from trajstore.engine.seals import by_shard
 from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import SchemaError
 from trajstore.format.encoding import field_layout
@@ -193,7 +193,7 @@ class _Source:
         self.snapshot = snapshot
         self.fields = snapshot.manifest.schema.fields
         self.shards: dict[str, dict[int, Shard]] = {}
-        for (array, number), shard in load_seals(snapshot.storage, snapshot.manifest).items():
+        for (array, number), shard in by_shard(snapshot.seals, snapshot.manifest).items():
             self.shards.setdefault(array, {})[number] = shard
         for array, tail in snapshot.manifest.tails.items():
             self.shards.setdefault(array, {})[tail.number] = tail

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from trajstore.dataset import Dataset, Place
+from trajstore.dataset import CACHE_BYTES, Dataset, stores
 from trajstore.dataset import open as open_dataset
-from trajstore.engine.commit import kept_commits
+from trajstore.engine.cache import ChunkCache
+from trajstore.engine.commit import kept_commits, read_manifest
+from trajstore.engine.seals import records_of_files
+from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import FormatError, NotFoundError, SchemaError, StorageError
+from trajstore.format.intervals import IntervalSet
 from trajstore.format.layout import COMMITS, ROOT, commit_key
 from trajstore.format.manifest import Manifest
 from trajstore.format.schema import ID
@@ -89,24 +93,68 @@ class _AsOf(LocalStorage):
 
 def plan_repair(path: str | os.PathLike[str], *, commit: int | None = None, progress: Any = None) -> Repair:
     """What :func:`repair` would save; nothing is written."""
-    storage: Place = LocalStorage(path)
+    storage: Storage = LocalStorage(path)
     if commit is not None:
         if commit not in kept_commits(LocalStorage(path)):
             known = ", ".join(map(str, kept_commits(LocalStorage(path)))) or "none"
             raise NotFoundError(f"commit {commit} of {os.fspath(path)} is not kept", hint=f"kept are {known}")
         storage = _AsOf(os.fspath(path), commit)
-    report = verify(storage, deep=True, progress=progress)
-    dataset = open_dataset(storage)
-    if len(dataset.snapshots) > 1:
+    report = verify(storage, deep=True, salvage=True, progress=progress)
+    if len(report.stores) > 1:
         raise SchemaError(
-            f"{os.fspath(path)} holds {len(dataset.snapshots)} stores", hint="repair each of its parts by itself"
+            f"{os.fspath(path)} holds {len(report.stores)} stores", hint="repair each of its parts by itself"
         )
+    dataset = _opened(storage, sealed=not any(damage.kind == "seals" for damage in report.stores[0].damages))
+    snapshot = dataset.snapshots[0]
     hit = np.zeros(len(dataset), np.bool_)
     hit[report.stores[0].damaged_trajectories] = True
     whole, lost = dataset[~hit], dataset[hit]
     planned = blueprint(whole, keep_ids=True, provenance=False, rewrite=True)
     ids = whole.table[ID] if len(whole) else np.empty(0, np.int64)  # a store may have no column yet
-    return Repair(report, ids, _ids(lost), planned)
+    return Repair(report, ids, _ids(lost), _without_lost_seeds(planned, snapshot))
+
+
+def _opened(storage: Storage, *, sealed: bool) -> Dataset:
+    """The store; without its seals its shards are taken as long as their files are."""
+    if sealed:
+        return open_dataset(storage)
+    found = stores(storage)[0]
+    cache = ChunkCache(CACHE_BYTES)
+    snapshot = Snapshot(found, read_manifest(found), cache)
+    snapshot.take_for_seals(records_of_files(found, snapshot.manifest))
+    return Dataset((storage,), (snapshot,), cache)
+
+
+def _without_lost_seeds(planned: Blueprint, snapshot: Snapshot) -> Blueprint:
+    """The seeds of what is lost can be collected again: they count neither as attempted nor as completed.
+
+    Those of trajectories that were deleted still do, if they can be read.
+    """
+    contents = planned.contents
+    key = contents.progress.get("unique") or "seed"
+    if key not in contents.columns or not contents.columns[key][0].dtype.startswith(("int", "uint")):
+        return planned
+    kept = IntervalSet.of(contents.columns[key][1]) | _readable(snapshot, key, snapshot.set("deleted"))
+    lost = snapshot.set("completed") - kept
+    sets = {
+        name: found - lost if name in ("attempted", "completed") else found for name, found in contents.sets.items()
+    }
+    return replace(planned, contents=replace(contents, sets=sets))
+
+
+def _readable(snapshot: Snapshot, column: str, rows: IntervalSet) -> IntervalSet:
+    """The values of an integer column in those of the rows that can be read."""
+    numbers = rows.nth(np.arange(len(rows), dtype=np.int64))
+    try:
+        return IntervalSet.of(snapshot.column(column, numbers))
+    except (FormatError, StorageError):
+        found = []
+    for number in numbers:
+        try:
+            found.append(int(snapshot.column(column, number[None])[0]))
+        except (FormatError, StorageError):
+            continue
+    return IntervalSet.of(found)
 
 
 def _ids(dataset: Dataset) -> np.ndarray[Any, Any]:
@@ -140,6 +188,9 @@ def repair(
 
     Notes
     -----
+    Where the seals are damaged, shards are taken as long as their files are. The seed of a trajectory that is lost
+    counts neither as attempted nor as completed in the new store, so that it can be collected again.
+
     A trajectory is whole if every row that it names in every field, and its row of the table, passes every check that
     ``verify`` makes, with all chunks decoded.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from trajstore.dataset import Place, stores
 from trajstore.engine.cache import ChunkCache
 from trajstore.engine.commit import read_manifest
-from trajstore.engine.seals import load_seals
+from trajstore.engine.seals import by_shard, load_seals, records_of_files
 from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, StorageError, UnsupportedFormatError
 from trajstore.format.encoding import set_layout
@@ -48,6 +48,7 @@ def verify(
     path: Place | list[Place] | tuple[Place, ...],
     *,
     deep: bool = False,
+    salvage: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -61,6 +62,8 @@ def verify(
     Parameters
     ----------
     deep : decode every chunk, string and JSON document too.
+    salvage : where the seals are damaged, go by the lengths that the files have, and judge trajectories by the
+        checksums of their chunks; else none is whole then.
     threads : checked side by side; by default one for each core.
     progress : see ``Progress``; called in this thread.
 
@@ -83,7 +86,7 @@ def verify(
     """
     places = list(path) if isinstance(path, (list, tuple)) else [path]
     storages = [storage for place in places for storage in stores(place)]
-    checks = [_StoreCheck(storage, deep) for storage in storages]
+    checks = [_StoreCheck(storage, deep, salvage) for storage in storages]
     total = sum(check.work for check in checks)
     done = 0
     pool = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="trajstore-verify")
@@ -105,9 +108,10 @@ def _cores() -> int:
 class _StoreCheck:
     """The checks of one store, in the order: manifest, sets, seals, shards, table, the rest of the folder."""
 
-    def __init__(self, storage: Storage, deep: bool) -> None:
+    def __init__(self, storage: Storage, deep: bool, salvage: bool) -> None:
         self.storage = storage
         self.deep = deep
+        self.salvage = salvage
         self.damages: list[Damage] = []
         self.faults: dict[str, list[Fault]] = {}
         self.known: list[tuple[ArrayLayout, Shard]] = []
@@ -165,9 +169,15 @@ class _StoreCheck:
             shards |= load_seals(self.storage, manifest)
         except (CorruptionError, StorageError, NotFoundError) as error:
             self.sealed = False
-            everyone = np.arange(min(len(self.live), manifest.counts["trajectories"]))
-            message = f"without the lengths of the shards nothing can be read: {error.message}"
-            self._add("seals", "", message, trajectories=everyone, spans=nowhere(len(everyone)))
+            if self.salvage:
+                records = records_of_files(self.storage, manifest)
+                snapshot.take_for_seals(records)
+                shards = by_shard(records, manifest) | shards
+                self._add("seals", "", f"shards are taken as long as their files are: {error.message}")
+            else:
+                everyone = np.arange(min(len(self.live), manifest.counts["trajectories"]))
+                message = f"without the lengths of the shards nothing can be read: {error.message}"
+                self._add("seals", "", message, trajectories=everyone, spans=nowhere(len(everyone)))
         arrays = manifest.arrays
         self.known = [(arrays[path][0], shard) for (path, _), shard in shards.items() if path in arrays]
 
@@ -187,7 +197,9 @@ class _StoreCheck:
             checked = future.result()
             self.chunks += checked.chunks
             self.bytes += checked.bytes if isinstance(self.storage, Hdf5Storage) else shard.length
-            self.faults.setdefault(layout.path, []).extend(checked.faults)
+            # Taken from a file's own length, a shard has no checksum to be compared with.
+            faults = [fault for fault in checked.faults if self.sealed or fault.kind != "checksum"]
+            self.faults.setdefault(layout.path, []).extend(faults)
             yield self._work(layout, shard)
 
     def finish(self) -> StoreReport:
@@ -198,7 +210,7 @@ class _StoreCheck:
             for fault in self.faults.get(SEALS, ()):
                 if fault.sure:
                     self._add("seals", fault.file, fault.message)
-            if self.sealed:
+            if self.sealed or self.salvage:
                 self.damages += self._table(self.snapshot)
             else:
                 self._report_faults(manifest)
