@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import trajstore
-from bench.rows import Bench, Claim, SkipRow, row
+from bench.rows import Bench, Claim, Ratio, SkipRow, row
 
 _ROW = (64, 64, 3)
 _STEPS = 500
@@ -61,3 +61,42 @@ def hdf5(bench: Bench) -> Iterator[Claim]:
         {"trajstore": ours, "h5py, same filter": theirs}, prepare=lambda _: target.unlink(missing_ok=True)
     )
     yield times.claim("a store into one HDF5 file, verified and synced", "h5py, same filter", ">= 1.8")
+
+
+@row("hdf5-view")
+def foreign_files(bench: Bench) -> Iterator[Claim]:
+    """A robomimic and a Minari file of 1 GB, opened where they lie and sliced; against 50 ms."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise SkipRow("h5py is not installed") from error
+    from trajstore.view import view
+
+    count = 10 if bench.short else 160
+    frames = np.random.default_rng(0).integers(0, 256, (_STEPS + 1, *_ROW), np.uint8)
+    for kind in ("robomimic", "minari"):
+        path = bench.scratch(f"view.{kind}") / "main_data.hdf5"
+        with h5py.File(path, "w") as file:
+            for number in range(count):
+                if kind == "robomimic":
+                    demo = file.create_group(f"data/demo_{number}")
+                    demo.attrs["num_samples"] = _STEPS
+                    demo["obs/image"] = frames[:-1]
+                else:
+                    demo = file.create_group(f"episode_{number}")
+                    demo.attrs["total_steps"] = _STEPS
+                    demo["observations/image"] = frames
+                demo["actions"] = np.zeros((_STEPS, 4), np.float32)
+        name = "obs/image" if kind == "robomimic" else "observations/image"
+
+        def sliced(path: Any = path, name: str = name) -> Any:
+            with view(path) as found:
+                return found[count // 2][name][200:216]
+
+        if not np.array_equal(sliced(), frames[200:216]):
+            raise ValueError(f"the {kind} file gave other frames")
+        times = bench.compare({"trajstore": sliced})
+        ratio = Ratio.of([seconds / 0.05 for seconds in times.seconds["trajstore"]])
+        note = f"{times.median() * 1e3:.1f} ms; the file has {path.stat().st_size / 1e9:.2f} GB"
+        yield Claim(f"16 rows of a {kind} file, opened in place", "50 ms", ratio, "<= 1", note)
+        path.unlink()
