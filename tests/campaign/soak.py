@@ -164,8 +164,8 @@ def draw(path: Path, rows: list[list[float]]) -> None:
     axes.plot(values[:, 0] / 60, values[:, 5], label="unfinished rows in memory")
     axes.set_xlabel("minutes")
     axes.set_ylabel("MiB")
-    axes.set_ylim(0)
-    axes.legend()
+    axes.set_ylim(0, 1.2 * float(values[:, 1].max()))
+    axes.legend(loc="upper center", ncols=3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
