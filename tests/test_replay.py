@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.errors import SchemaError, StateError
+from trajstore.errors import NotFoundError, SchemaError, StateError
 from trajstore.sampling import replay
 from trajstore.sampling.cutting import Transitions
 from trajstore.sampling.replay import Priorities, ReplayBuffer
@@ -369,3 +369,15 @@ def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
             buffer.update_priorities([0], 1.0)
         with pytest.raises(SchemaError, match="a batch of 0"):
             buffer.sample(0)
+
+
+@pytest.mark.parametrize("fresh", ["memory", "commit"])
+def test_a_first_trajectory_without_what_the_samples_need_is_not_taken(tmp_path: Path, fresh: str) -> None:
+    steps = {"obs": np.zeros((3, 2)), "action": np.zeros(3)}
+    with ReplayBuffer(tmp_path / "s", Transitions(["obs"]), fresh=fresh) as buffer:
+        for _ in range(2):
+            with pytest.raises(NotFoundError, match=r"no field 'reward'.*there are obs, action"):
+                buffer.add(steps)
+        buffer.add({**steps, "reward": np.ones(3), "terminated": np.zeros(3, bool)})
+        buffer.commit()
+        assert len(buffer) == 1 and buffer.sample(2)["reward"].tolist() == [1, 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,11 +89,14 @@ class Cut:
         """Names that fields cannot have."""
         return (NEXT, DISCOUNT) if isinstance(self.shape, Transitions) else (MASK,)
 
-    def check(self, sources: Sources) -> None:
+    @property
+    def named(self) -> Collection[str]:
+        """Fields that offsets or transitions name."""
+        return self.shape.needed if isinstance(self.shape, Transitions) else self.window.offsets or ()
+
+    def check(self, sources: Collection[str]) -> None:
         """Raise ``NotFoundError`` if offsets or transitions name a field that is not read."""
-        shape = self.shape
-        named = shape.needed if isinstance(shape, Transitions) else self.window.offsets or ()
-        for path in named:
+        for path in self.named:
             if path not in sources:
                 raise NotFoundError(
                     f"there is no field {path!r} among those to read", hint="there are " + ", ".join(sources)

@@ -16,6 +16,7 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.engine.cache import ChunkCache
+from trajstore.engine.intake import flatten
 from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import SchemaError, StateError
 from trajstore.media.storage import Storage
@@ -172,7 +173,12 @@ class ReplayBuffer:
     # -- in --------------------------------------------------------------------------------------------------------
 
     def add(self, trajectory: Mapping[str, Any], /, **columns: Any) -> int | None:
-        """Append a trajectory as ``Writer.append`` does; its id. Raises what that raises."""
+        """Append a trajectory as ``Writer.append`` does; its id.
+
+        Raises what that raises, and ``NotFoundError`` if the first one lacks a field that the samples need.
+        """
+        if not len(self.writer):  # later ones have the fields of the first
+            self._cut.check(flatten(trajectory, columns, self.writer.schema))
         if self._fresh == "commit":
             return self.writer.append(trajectory, **columns)
         if self._index.held_bytes > _HELD_BYTES:
