@@ -38,7 +38,7 @@ class SetWriter:
     A set that grows by a little costs little: what is new stands in the manifest until it is too much for it, and then
     becomes an array, into which those go that are not much larger. So there are few of them, and an interval is
     written again as often as the set has doubled, not at every commit. Sets that grow alike (seeds attempted and
-    completed) share their arrays.
+    completed) share arrays.
     """
 
     def __init__(self, storage: Storage, token: str, disk: Executor) -> None:
@@ -55,9 +55,14 @@ class SetWriter:
         """What the manifest is to say of each set; what it names is written and durable."""
         said: dict[str, IntervalSet | StoredSet] = {}
         for name, value in sets.items():
-            said[name] = value if len(value.pairs) <= INLINE_INTERVALS else self._stored(name, value)
-            if said[name] is value:
+            twin = next((other for other in said if sets[other] == value), None)
+            if len(value.pairs) <= INLINE_INTERVALS:
+                said[name] = value
                 self._parts.pop(name, None)
+            elif twin is not None:
+                said[name], self._parts[name] = said[twin], self._parts[twin]
+            else:
+                said[name] = self._stored(name, value)
         self._next = frozenset(array.name for parts in self._parts.values() for array, _ in parts.arrays)
         return said
 
@@ -78,11 +83,6 @@ class SetWriter:
         return StoredSet(tuple(array for array, _ in parts.arrays), rest)
 
     def _array(self, name: str, value: IntervalSet) -> SetArray:
-        """An array of these intervals; one of this session's if it has them already."""
-        for parts in self._parts.values():
-            for array, members in parts.arrays:
-                if members == value:
-                    return array
         layout = set_layout(f"{name}.{self._token}.{next(self._numbers)}")
         writer = ArrayWriter(layout, self._storage, self._token, self._disk)
         writer.make_folder()
