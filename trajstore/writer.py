@@ -72,6 +72,7 @@ def create(
     force : resume under another configuration all the same; the change is recorded in the manifest.
     target : number of trajectories wanted in all; it may change from one session to the next.
     unique : name of an integer column (a seed) that no two trajectories may share; ``append`` drops the second one.
+        A negative value stands for none.
     fields, clocks, columns : declarations; what is not declared is taken from the first trajectory.
     profile : ``"fast"``, ``"balanced"``, ``"small"``, or a ``Codec``; for arrays that do not exist yet.
     commit_every : seconds from one commit to the next, ``None`` for no timer. The timer waits longer, up to six
