@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 import trajstore
+from tests.campaign import share
+from tests.campaign.workload import room
 
 zarr = pytest.importorskip("zarr")
+SCHEMAS = 100  # in each job that has zarr-python
 
 DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES += ["float16", "float32", "float64", "complex64", "complex128"]
@@ -49,12 +53,14 @@ def flat(trajectory: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-@pytest.fixture(scope="module", params=range(12))
-def written(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[dict[str, Any]]]:
+@pytest.fixture(scope="module", params=share.mine(range(3 * SCHEMAS)))
+def written(request: pytest.FixtureRequest) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     draw = np.random.default_rng(request.param)
-    place = tmp_path_factory.mktemp("interop") / "store"
+    with room() as folder:
+        yield write(draw, folder / "store")
+
+
+def write(draw: np.random.Generator, place: Path) -> tuple[Path, list[dict[str, Any]]]:
     trajectories = random_trajectories(draw)
     half = len(trajectories) // 2
     for part in (trajectories[:half], trajectories[half:]):  # two sessions, so that there is a gap
@@ -91,6 +97,7 @@ def test_our_own_reader(written: tuple[Path, list[dict[str, Any]]]) -> None:
 
 def test_zarr_python(written: tuple[Path, list[dict[str, Any]]]) -> None:
     place, trajectories = written
+    share.count("interoperation", {"schemas": 1})
     root = zarr.open_group(place, mode="r")
     for path in trajectories[0]:
         found = named(root, path, lambda array: root[array])

@@ -74,7 +74,9 @@ class Hunt:
         dataset = trajstore.open(self.place)
         first = max(0, len(dataset) - 6)
         self._check_seeds(dataset.table["seed"], "own reader")
-        for number in range(first, len(dataset)):
+        numbers = [*range(first, len(dataset)), *self.draw.sample(range(first), min(first, 60))]
+        self.counts["reads"] += 1 + len(numbers)
+        for number in numbers:
             if dataset[number]["x"][:].tobytes() != rows_of(number)[1]:
                 raise Violation(f"own reader: trajectory {number}")
         self._grown(len(dataset), "own reader")
@@ -89,6 +91,7 @@ class Hunt:
         if state_of(dataset) != before:
             raise Violation("an old snapshot has changed")
         self.counts["own reader, old snapshot"] += 1
+        self.counts["reads"] += 1 + len(before.trajectories)
         self.held = self.held[-20:]
 
     def zarr_python(self) -> None:
@@ -102,6 +105,7 @@ class Hunt:
         if rows:
             seeds, pairs, x = root["trajectories/seed"], root["clocks/steps"], root["steps/x"]
             for number in {0, len(rows) - 1, self.draw.randrange(len(rows))}:
+                self.counts["reads"] += 3
                 row = rows[number]
                 start, stop = (int(n) for n in pairs[row])
                 if int(seeds[row]) != number or np.asarray(x[start:stop]).tobytes() != rows_of(number)[1]:
@@ -124,6 +128,7 @@ class Hunt:
         rows = x.shape[0]
         for start, stop in pairs[max(0, pairs.shape[0] - 8) :].read().result().tolist():
             if 0 <= start < stop <= rows:
+                self.counts["reads"] += 1
                 values = x[start:stop].read().result()
                 seed = int(values[0] - 1) // 16
                 if values.tobytes() != trajectory(seed)["x"].tobytes():
