@@ -37,7 +37,7 @@ STRANGERS_IN = {"compat", "exporters", "importers"}
 # Optional packages, and the only rooms that import them; a room may be one file of a package.
 HEAVY = {
     "ale_py": {"demo"},
-    "av": {"exporters", "importers"},
+    "av": {"operations.videoreader", "operations.videowriter"},
     "click": {"cli", "compat"},
     "dask": {"operations.tasks"},
     "distributed": {"operations.tasks"},

@@ -15,10 +15,10 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
-from trajstore.exporters.video import VideoWriter
 from trajstore.operations.carriage import LEFT, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
+from trajstore.operations.videowriter import VideoWriter
 
 CARRIES = {
     "lerobot": Carriage(

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import FormatError, MissingDependencyError, NotFoundError
-from trajstore.importers.video import VideoReader
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
+from trajstore.operations.videoreader import VideoReader
 
 _LEFT = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
