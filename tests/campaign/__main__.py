@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,14 +140,33 @@ def run(names: list[str], seconds: float, seed: int) -> dict[str, Any]:
     return report
 
 
+def joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several reports as one: counts and times added, and under ``runs`` when, with which seed and for how long."""
+    total: dict[str, Any] = {"seconds": 0.0, "runs": [], "campaigns": {}, "violations": []}
+    for report in reports:
+        total["seconds"] = round(total["seconds"] + report["seconds"], 1)
+        total["runs"].append({name: report[name] for name in ("begun", "seconds", "seed", "versions")})
+        total["violations"] += report["violations"]
+        for name, found in report["campaigns"].items():
+            mine = total["campaigns"].setdefault(name, {"rounds": 0, "seconds": 0.0, "counts": {}})
+            mine["rounds"] += found["rounds"]
+            mine["seconds"] = round(mine["seconds"] + found["seconds"], 1)
+            mine["counts"] = dict(sorted((Counter(mine["counts"]) + Counter(found["counts"])).items()))
+    return total
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*CAMPAIGNS, []], default=[], help="which; all by default")
     parser.add_argument("--seconds", type=float, default=60, help="how long in all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--join", nargs="+", metavar="FILE", help="run nothing: make one report of these")
     parser.add_argument("--report", help="file for the report, JSON; standard output by default")
     options = parser.parse_args(arguments)
-    report = run(options.names or list(CAMPAIGNS), options.seconds, options.seed)
+    if options.join:
+        report = joined([json.loads(Path(file).read_text()) for file in options.join])
+    else:
+        report = run(options.names or list(CAMPAIGNS), options.seconds, options.seed)
     text = json.dumps(report, indent=1)
     if options.report:
         with open(options.report, "w") as file:
