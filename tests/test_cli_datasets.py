@@ -134,3 +134,9 @@ def test_a_store_without_a_trajectory_is_merged_compacted_and_repaired(tmp_path:
         with trajstore.create(tmp_path / command, resume=True) as writer:
             writer.append({"x": [1.0]}, seed=3)
         assert trajstore.open(tmp_path / command).table["id"].tolist() == [0]
+
+
+def test_an_option_that_a_format_cannot_do_without_is_named(runs: Path, tmp_path: Path) -> None:
+    refused = cli("export", runs, tmp_path / "out", "--to", "lerobot")
+    assert refused.exit_code == 2 and "the format lerobot needs the option 'fps': -o fps=" in refused.stderr
+    assert not (tmp_path / "out").exists()

@@ -161,7 +161,7 @@ def _looks_like(known: Format, path: str) -> bool:
 
 
 def accepted(function: Callable[..., Any], given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The options that were given (not ``None``), refused by name where the format does not know them."""
+    """The options that were given (not ``None``), refused by name where the format does not know or lacks them."""
     parameters = inspect.signature(function).parameters.values()
     known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -169,6 +169,10 @@ def accepted(function: Callable[..., Any], given: Mapping[str, Any], name: str) 
     for key in options:
         if key not in known and not anything:
             raise usage(f"the format {name} has no option {key!r}; it has {', '.join(sorted(known))}")
+    for parameter in parameters:
+        needed = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        if needed and parameter.name not in options:
+            raise usage(f"the format {name} needs the option {parameter.name!r}: -o {parameter.name}=…")
     return options
 
 
