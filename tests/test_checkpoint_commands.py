@@ -151,7 +151,7 @@ def test_prune(tmp_path):
     assert [r.checkpoint.step for r in list_checkpoints(tmp_path / "c").rows] == [0, 1, 5, 10, 11]
     with pytest.raises(SchemaError, match="no rule"):
         prune(tmp_path / "c")
-    with pytest.raises(NotFoundError, match="'reward'.*those of the newest are .*reward_mean"):
+    with pytest.raises(NotFoundError, match=r"'reward'.*those of the newest are .*reward_mean"):
         prune(tmp_path / "c", keep_best=("reward", "max", 3))
     # The newest two rot: the newest that verifies stays, whatever the rules say.
     for step in (10, 11):
