@@ -562,7 +562,7 @@ def disk(bench: Bench) -> Iterator[Claim]:
     plain = io.BytesIO()
     for what, rule in rules.items():
         path = bench.scratch("disk") / "c"
-        with Checkpoints(_Unsynced(path), on_signal="ignore", **rule) as ckpts:
+        with Checkpoints(_Unsynced(path), on_signal="ignore", rng=False, **rule) as ckpts:
             for step in range(count):
                 model(torch.randn(32, 64)).pow(2).sum().backward()
                 optimizer.step()
