@@ -78,7 +78,7 @@ class Inline:
 @contextlib.contextmanager
 def one_by_one() -> Iterator[None]:
     """The work of a commit one piece after the other, in the thread that commits: a log is the same each time."""
-    with mock.patch.object(ingest, "_Pool", Inline):
+    with mock.patch.object(ingest, "Pool", Inline):
         yield
 
 
