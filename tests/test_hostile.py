@@ -84,6 +84,28 @@ def test_what_is_no_file_is_not_read_as_a_shard(tmp_path: Path, make: str) -> No
         trajstore.open(place).read("x")
 
 
+@pytest.mark.filterwarnings("ignore:.*symbolic link")
+@pytest.mark.parametrize("folder", ["steps", "steps/x", "integrity", "__trajstore"])
+def test_a_folder_that_is_a_link_is_not_followed(tmp_path: Path, folder: str) -> None:
+    """Neither to read, nor to write, nor to remove what lies there; the store itself may be reached by a link."""
+    place = local(tmp_path)
+    outside = tmp_path / "outside"
+    os.rename(place / folder, outside)
+    (outside / "tmp.mine").write_text("mine")
+    os.symlink(outside, place / folder)
+    before = sorted(file.name for file in outside.rglob("*"))
+    if folder != "__trajstore":
+        with pytest.raises(TrajstoreError, match="symbolic link"):
+            trajstore.open(place).read("x")
+    with tiny_shards(), pytest.raises(TrajstoreError), trajstore.create(place, resume=True) as writer:
+        writer.append({"x": damage.trajectory(7)["x"]}, seed=7)
+    assert sorted(file.name for file in outside.rglob("*")) == before
+
+    whole = local(tmp_path / "whole")
+    os.symlink(whole, tmp_path / "link")
+    assert len(trajstore.open(tmp_path / "link")) == 6
+
+
 def test_a_manifest_of_a_gigabyte_is_not_read_into_memory(tmp_path: Path) -> None:
     place = local(tmp_path)
     with open(place / ROOT, "r+b") as file:

@@ -151,6 +151,7 @@ class LocalStorage:
         self.root = local_path(root)
         self._files: dict[str, _ReadFile] = {}
         self._lost: set[str] = set()  # folders of which a sync has failed
+        self._plain = {""}  # folders that were looked at and are no links
         self._guard = threading.Lock()
         _storages.add(self)
 
@@ -186,7 +187,28 @@ class LocalStorage:
             raise _storage_error("read", self._path(key), error) from error
         return data
 
+    def _refuse_links(self, key: str) -> None:
+        """Raise ``StorageError`` if a folder between the root and a key is a symbolic link; each is looked at once.
+
+        The root itself may be one: where a store stands is its owner's business.
+        """
+        folder = key.rpartition("/")[0]
+        if folder in self._plain:
+            return
+        self._refuse_links(folder)
+        try:
+            status = os.lstat(self._path(folder))
+        except OSError:
+            return  # whatever is done next says what is wrong
+        if stat.S_ISLNK(status.st_mode):
+            raise StorageError(
+                f"{self._path(folder)} is a symbolic link",
+                hint="no links are followed inside a store: copy what it names",
+            )
+        self._plain.add(folder)
+
     def _open(self, key: str) -> _ReadFile:
+        self._refuse_links(key)
         path = self._path(key)
         try:
             # Not to wait for ever where a pipe stands.
@@ -267,6 +289,7 @@ class LocalStorage:
         self._create(key, pieces, (self._path(base[0]), base[1]) if base is not None else None, sync)
 
     def _create(self, key: str, pieces: Sequence[Piece], base: tuple[str, int] | None, sync: bool) -> None:
+        self._refuse_links(key)
         path = self._path(key)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -340,6 +363,7 @@ class LocalStorage:
         self.write(target, [data])
 
     def remove(self, key: str) -> None:
+        self._refuse_links(key)
         path = self._path(key)
         try:
             if stat.S_ISDIR(os.lstat(path).st_mode):
