@@ -14,6 +14,10 @@ from trajstore.engine.arraywriter import ArrayWriter, Misfit
 from trajstore.engine.buffers import BLOCK_BYTES, Buffer, Buffers
 
 
+#: NumPy lets go of the interpreter's lock to copy so many values, and waits longer than it copies to get it back.
+_LOCK_KEPT = 500
+
+
 class Budget:
     """Bytes handed to the encoders and not encoded yet, held below a limit by making the caller wait.
 
@@ -126,7 +130,7 @@ class Appender:
         count = len(rows)
         run, at = self._run, self._at
         if run is not None and at + count < self._run_rows:
-            run.buffer[at : at + count] = rows
+            _copy(rows, run.buffer[at : at + count])
             self._at = at + count
             self.row += count
             return
@@ -134,7 +138,7 @@ class Appender:
         while done < count:
             run = self._run or self._begin()
             step = min(count - done, self._run_rows - self._at)
-            run.buffer[self._at : self._at + step] = rows[done : done + step]
+            _copy(rows[done : done + step], run.buffer[self._at : self._at + step])
             self._at += step
             self.row += step
             done += step
@@ -244,3 +248,11 @@ class Appender:
                 if self._on_misfit is None:
                     raise Misfit(misfit.layout.path)
                 self.replaced, self.target = misfit, self._on_misfit()
+
+
+def _copy(rows: Any, target: np.ndarray[Any, Any]) -> None:
+    """Copy rows, or anything that assigns to such an array, to a contiguous target."""
+    if type(rows) is np.ndarray and rows.size >= _LOCK_KEPT and rows.dtype == target.dtype and rows.flags.c_contiguous:
+        target.reshape(-1).view(np.uint8).data[:] = rows.reshape(-1).view(np.uint8).data
+    else:
+        target[...] = rows
