@@ -13,7 +13,6 @@ import numpy as np
 from trajstore.engine.arraywriter import ArrayWriter, Misfit
 from trajstore.engine.buffers import BLOCK_BYTES, Buffer, Buffers
 
-
 #: NumPy lets go of the interpreter's lock to copy so many values, and waits longer than it copies to get it back.
 _LOCK_KEPT = 500
 
