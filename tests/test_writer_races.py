@@ -326,7 +326,7 @@ def test_a_full_disk_is_told_before_any_commit_is_asked_for() -> None:
             taken += 1
 
     with tiny_shards():
-        writer = trajstore.create(storage, commit_every=None, handle_signals=False)
+        writer = trajstore.create(storage, commit_every=None, handle_signals=False, queue_bytes=1 << 10)
         full.set()
         with pytest.raises(StorageError, match="No space"):
             append_for_ever()

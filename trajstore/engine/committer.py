@@ -170,12 +170,12 @@ class Committer:
     def _enough(self) -> bool:
         """Whether a commit should be made at once; not if one has just failed.
 
-        So much is new, or the disk has refused a shard: it is the commit that says so, lest what cannot be written
-        piles up in memory.
+        So much is new; or the disk has refused a shard, and more has come since the last commit than may wait for the
+        encoders: what cannot be written must not pile up in memory, and it is a commit that says so.
         """
         if self.failure is not None:
             return False
-        if self._ingest.disk_failed:
+        if self._ingest.disk_failed and self._taken_bytes - self._committed_bytes > self._ingest.budget.limit:
             return True
         head = self._session.head
         new = self._ingest.counts["trajectories"] - (head.counts["trajectories"] if head else 0)
