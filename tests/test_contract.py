@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 import trajstore
-from trajstore.cli import formats
 from trajstore.errors import AlreadyExistsError, NotFoundError, TrajstoreError
 from trajstore.format.schema import NUMERIC, Clock, Column, Field
 from trajstore.operations.carriage import KEPT, KINDS, LEFT
 
 pytest.importorskip("h5py")
+pytest.importorskip("click")
+
+from trajstore.cli import formats
 
 LENGTHS = [3, 1, 4, 2, 5]
 COUNT = len(LENGTHS)
