@@ -32,9 +32,9 @@ def test_images_built_one_by_one(part: int) -> None:
     for operations in SHORT[part::PARTS]:
         explorer.workload(operations)
     share.count("images", explorer.counts)
-    assert explorer.counts["images"] > 1_000_000 / PARTS
+    assert explorer.counts["images"] > 80_000  # more than a million in the nine parts: some workloads have more moments
     assert explorer.counts["resumed"] > 60
-    assert explorer.counts["opened by zarr-python"] > 2_000 / PARTS * 1.5 or not zarr
+    assert explorer.counts["opened by zarr-python"] > 250 or not zarr
 
 
 @pytest.mark.parametrize("seed", range(4))
