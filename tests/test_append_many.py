@@ -146,3 +146,10 @@ def test_what_is_declared_later_counts(tmp_path: Path) -> None:
     assert ds.table["score"].tolist() == [0.5, 2, 2]
     assert [len(ds[i]["y"]) for i in range(3)] == [1, 1, 2]
     assert ds.fields["x"].dtype == "float32"
+
+
+def test_rows_without_lengths_are_refused_and_not_dropped(tmp_path: Path) -> None:
+    with trajstore.create(tmp_path / "s") as writer:
+        assert len(writer.append_many({"x": np.zeros((0, 2))}, lengths=[])) == 0
+        with pytest.raises(SchemaError, match="'x' has rows"):
+            writer.append_many({"x": np.zeros((10, 2))}, lengths=[])

@@ -568,7 +568,7 @@ def test_a_writer_cannot_be_pickled_or_used_after_a_fork(path):
     assert len(trajstore.open(path)) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_commits_what_is_buffered(path, number):
     script = textwrap.dedent(f"""
         import os, signal, sys
@@ -612,3 +612,13 @@ def test_a_missing_path_is_named(tmp_path):
         trajstore.open(tmp_path / "file")
     with pytest.raises(AlreadyExistsError, match="is a file"):
         trajstore.create(tmp_path / "file" / "run")
+
+
+def test_no_column_hides_the_number_of_steps(path):
+    with trajstore.create(path) as writer:
+        with pytest.raises(SchemaError, match="number of steps"):
+            writer.append(steps(3, 1), length=7)
+        with pytest.raises(SchemaError, match="number of steps"):
+            writer.append_many(steps(3, 1), lengths=[3], length=[7])
+        writer.append(steps(3, 1))
+    assert trajstore.open(path).table["length"].tolist() == [3]

@@ -16,12 +16,12 @@ from trajstore.engine.partition import partition
 from trajstore.engine.selection import Selection
 from trajstore.engine.snapshot import Snapshot
 from trajstore.engine.steps import StepRows, Steps
-from trajstore.engine.table import LENGTH, Table
+from trajstore.engine.table import Table
 from trajstore.engine.trajectory import Rows, Trajectory
 from trajstore.errors import NotFoundError, SchemaError
 from trajstore.format.expression import Expression
 from trajstore.format.layout import COMMITS, ROOT, is_temporary
-from trajstore.format.schema import MAIN_CLOCK
+from trajstore.format.schema import LENGTH, MAIN_CLOCK
 from trajstore.media.hdf5storage import Hdf5Storage, is_hdf5
 from trajstore.media.remotestorage import RemoteStorage, is_url
 from trajstore.media.storage import LocalStorage, Storage, local_path

@@ -81,7 +81,7 @@ def create(
     queue_bytes : raw bytes that may wait for the encoders.
     on_full : ``"wait"`` for room in the queue, or ``"error"`` to raise ``QueueFullError``.
     threads : encoder threads; by default one for each core.
-    handle_signals : commit on SIGINT and SIGTERM, then let them take their course (main thread only).
+    handle_signals : commit on SIGINT, SIGTERM and SIGHUP, then let them take their course (main thread only).
 
     Returns
     -------

@@ -36,9 +36,9 @@ def ls(
     Example:
       trajstore ls run.zarr --where "success & (length > 50)" --sort return --reverse --limit 10
     """
-    from trajstore.dataset import LENGTH
     from trajstore.dataset import open as open_dataset
     from trajstore.errors import NotFoundError, SchemaError
+    from trajstore.format.schema import LENGTH
 
     dataset = open_dataset(store_of(store, ckpt_dir))
     table = dataset.table

@@ -40,6 +40,11 @@ class Batch:
         if bool((self.lengths[MAIN_CLOCK] < 1).any()):
             raise SchemaError("a trajectory is empty: it has no step", hint="leave it out")
         self.fields = dict(fields)
+        rows = [path for path, value in self.fields.items() if np.shape(value)[:1] not in ((), (0,))]
+        if rows and not self.count:
+            raise SchemaError(
+                f"field {rows[0]!r} has rows, and no lengths are given", hint="give one for each trajectory"
+            )
         self.columns = {name: self._column(name, value) for name, value in columns.items()}
 
     def _column(self, name: str, value: Any) -> Array:

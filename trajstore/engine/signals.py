@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: what is buffered is committed before the process goes the way it would have gone."""
+"""SIGINT, SIGTERM and SIGHUP: what is buffered is committed before the process goes the way it would have gone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _callbacks: weakref.WeakValueDictionary[int, _Callback] = weakref.WeakValueDictionary()
 _previous: dict[int, Any] = {}
 _wakeup: tuple[int, int, int] | None = None  # our reading end, our writing end, the descriptor that was set before
@@ -27,7 +27,7 @@ class _Callback:
 
 
 def watch(function: Callable[[], None], busy: Callable[[], bool]) -> object | None:
-    """Call ``function`` when SIGINT or SIGTERM arrives, until the object returned is let go of or given to ``unwatch``.
+    """Call ``function`` when such a signal arrives, until the object returned is let go of or given to ``unwatch``.
 
     It is called in a thread of its own, so that a main thread deep in C does not delay it; after that the handlers
     that were there before run as they would have. Only the main thread can set handlers: elsewhere nothing happens

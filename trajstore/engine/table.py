@@ -10,8 +10,7 @@ import numpy as np
 from trajstore.engine.optional import optional
 from trajstore.engine.selection import Selection
 from trajstore.errors import NotFoundError
-
-LENGTH = "length"
+from trajstore.format.schema import LENGTH
 
 Array = np.ndarray[Any, Any]
 
@@ -36,8 +35,7 @@ class Table(Mapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self._selection.columns
-        if LENGTH not in self._selection.columns:
-            yield LENGTH
+        yield LENGTH
         yield from self._strings
 
     def __len__(self) -> int:

@@ -21,6 +21,9 @@ from trajstore.errors import FormatError, SchemaError
 MAIN_CLOCK = "steps"
 ID = "id"
 
+#: What every trajectory has without being given it: its number of steps.
+LENGTH = "length"
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _NAME_MAX = 200
 
@@ -37,6 +40,8 @@ def check_name(name: object, what: str) -> str:
     """A name that is safe as a file name on every system. Raises ``SchemaError``."""
     if isinstance(name, str) and (name.casefold() == "zarr.json" or name.startswith("tmp.")):
         raise SchemaError(f"{name!r} cannot name a {what}: files of the store are called so", hint="rename it")
+    if what == "column" and name == LENGTH:
+        raise SchemaError(f"{name!r} cannot name a column: it is each trajectory's number of steps", hint="rename it")
     if not isinstance(name, str) or not _NAME.match(name) or ".." in name or "__" in name or len(name) > _NAME_MAX:
         raise SchemaError(
             f"{name!r} cannot name a {what}",
