@@ -617,8 +617,8 @@ def test_a_missing_path_is_named(tmp_path):
 def test_no_column_hides_the_number_of_steps(path):
     with trajstore.create(path) as writer:
         with pytest.raises(SchemaError, match="number of steps"):
-            writer.append(steps(3, 1), length=7)
+            writer.append({"x": np.zeros((3, 2))}, length=7)
         with pytest.raises(SchemaError, match="number of steps"):
-            writer.append_many(steps(3, 1), lengths=[3], length=[7])
-        writer.append(steps(3, 1))
+            writer.append_many({"x": np.zeros((3, 2))}, lengths=[3], length=[7])
+        writer.append({"x": np.zeros((3, 2))})
     assert trajstore.open(path).table["length"].tolist() == [3]
