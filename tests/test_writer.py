@@ -622,3 +622,12 @@ def test_no_column_hides_the_number_of_steps(path):
             writer.append_many({"x": np.zeros((3, 2))}, lengths=[3], length=[7])
         writer.append({"x": np.zeros((3, 2))})
     assert trajstore.open(path).table["length"].tolist() == [3]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_root_of_parts_asks_for_the_name_of_one(path, resume):
+    with trajstore.create(path, part="rank0") as writer:
+        writer.append({"x": np.zeros((3, 2))})
+    with pytest.raises(trajstore.TrajstoreError, match="part='rank0'"):
+        trajstore.create(path, resume=resume)
+    assert len(trajstore.open(path)) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trajstore.engine.commit import Session, make_root_of_parts
+from trajstore.engine.commit import Session, is_root_of_parts, make_root_of_parts
 from trajstore.errors import AlreadyExistsError
 from trajstore.format.layout import PRIVATE, ROOT, SCRATCH, is_temporary
 from trajstore.format.schema import check_name
@@ -26,6 +26,10 @@ def open_session(storage: Storage, resume: bool) -> Session:
     # A temporary file alone is what a crash leaves of the very first commit.
     present = {name for name in storage.list("") if name != PRIVATE and not is_temporary(name)}
     rooted = storage.size(ROOT) is not None
+    if rooted and is_root_of_parts(storage):
+        raise AlreadyExistsError(
+            f"{storage.describe()} holds parts, each a store of its own", hint="name this collector's: part='rank0'"
+        )
     if present and rooted and not resume:
         raise _exists(storage)
     if present and not rooted and storage.list(PRIVATE) == []:
