@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 import trajstore
+from trajstore.checkpoint import Checkpoints
 from trajstore.errors import SchemaError
+from trajstore.exporters.flat import export_flat
+from trajstore.operations.compact import compact
+from trajstore.operations.merge import merge
 
 
 @pytest.mark.parametrize(
@@ -93,3 +97,56 @@ def test_tensors_that_numpy_cannot_hold_are_named(tmp_path: Path) -> None:
                 writer.append({"x": value})
         writer.append({"x": [ones, ones]})
     assert trajstore.open(tmp_path / "s")[0]["x"].shape == (2, 3)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    with trajstore.create(tmp_path / "store") as writer:
+        for seed in range(3):
+            writer.append({"obs": np.full((4, 2), seed, np.float32)}, seed=seed)
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("value", [b"bytes", Path("a/path")])
+def test_a_value_that_is_no_column_says_what_would_be(store: Path, value: Any) -> None:
+    with trajstore.create(store.parent / "s") as writer, pytest.raises(SchemaError, match="neither a column nor a"):
+        writer.append({"obs": np.zeros((4, 2), np.float32)}, note=value)
+
+
+def test_one_field_may_be_given_by_its_name_alone(store: Path) -> None:
+    (batch,) = trajstore.open(store).batches(3, fields="obs")
+    assert batch["obs"].shape == (3, 4, 2)
+    assert export_flat(trajstore.open(store), store.parent / "flat.npz", fields="obs").trajectories == 3
+
+
+def test_a_store_is_not_written_inside_one_that_is_read(store: Path) -> None:
+    before = sorted(store.rglob("*"))
+    with pytest.raises(SchemaError, match="lies inside"):
+        merge(store, store / "inside")
+    assert sorted(store.rglob("*")) == before
+
+
+def test_a_shard_of_more_chunks_than_can_be_indexed_is_refused(store: Path) -> None:
+    with pytest.raises(SchemaError, match="hold more than 65536 chunks"):
+        compact(store, store.parent / "compact", shard_bytes=10**18)
+
+
+def test_a_batch_that_the_samples_cannot_fill(store: Path) -> None:
+    pytest.importorskip("torch")
+    from trajstore.torch import Loader, StepDataset
+
+    samples = StepDataset(trajstore.open(store))
+    with pytest.raises(SchemaError, match="12 samples do not fill one batch of 13"):
+        Loader(samples, batch_size=13)
+    assert [len(batch["obs"]) for batch in Loader(samples, batch_size=13, drop_last=False)] == [12]
+
+
+def test_what_takes_no_state_is_refused(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "c") as ckpts:
+        ckpts.save(1, {"weights": np.ones(3)})
+        for into in (5, "weights"):
+            with pytest.raises(SchemaError, match="takes no state"):
+                ckpts.restore(into=into)
+        weights = np.zeros(3)
+        ckpts.restore(into={"weights": weights})
+    assert weights.tolist() == [1, 1, 1]

@@ -86,6 +86,8 @@ def test_a_move_asks_first(runs: Path, tmp_path: Path) -> None:
         *(
             ["merge", "S", "D", "--fill", "x"],
             ["merge", "S", "D", "--codec", "small"],
+            ["merge", "S", "D", "--keep", "last"],
+            ["merge", "S", "D", "--seed", "1"],
             ["split", "S", "D", "--codec", "small"],
         ),
         *(["split", "S", "D", "--fractions", "a"], ["delete", "S"], ["delete", "S", "--ids", "a"], ["undelete", "S"]),

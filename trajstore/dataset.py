@@ -297,12 +297,13 @@ class Dataset(Selection):
         Parameters
         ----------
         size : trajectories in a batch; the last of each length may have fewer, unless ``drop_last``.
-        fields : which to read; by default those on the main clock.
+        fields : which to read, or one; by default those on the main clock.
         by : the integer column that groups them; any but ``length`` must make equal lengths.
         """
         if size < 1:
             raise SchemaError(f"a batch of {size} trajectories")
-        names = list(fields) if fields is not None else self.schema.on_clock(MAIN_CLOCK)
+        names = self.schema.on_clock(MAIN_CLOCK) if fields is None else fields
+        names = [names] if isinstance(names, str) else list(names)
         key = self.table[by]
         order = np.argsort(key, kind="stable")
         edges = np.flatnonzero(np.diff(key[order])) + 1

@@ -141,10 +141,13 @@ def play(stop_first: int, stop_second: int, seeds: Sequence[int] = SECOND) -> tu
         second.finish()
         if stage.failures:
             raise Violation(f"stopped at {stop_first} and {stop_second}: {stage.failures[0]!r}") from stage.failures[0]
-        with open_writer(stage.disk.storage(), resume=True) as third:
-            third.append(trajectory(30), seed=30)
-        found = recover(stage.disk.storage())
-    assert isinstance(found, State)
+        try:
+            with open_writer(stage.disk.storage(), resume=True) as third:
+                third.append(trajectory(30), seed=30)
+            found = recover(stage.disk.storage())
+            assert isinstance(found, State)
+        except Exception as error:
+            raise Violation(f"stopped at {stop_first} and {stop_second}: {error!r}") from error
     seeds = [rows[0] for rows in found.trajectories]
     lost = {*first.acknowledged, *second.acknowledged, 30} - set(seeds)
     if lost or len(set(seeds)) < len(seeds) or any(rows != rows_of(rows[0]) for rows in found.trajectories):

@@ -12,7 +12,7 @@ from typing import Any
 from trajstore.checkpoint.chunks import Pool
 from trajstore.checkpoint.folder import read_rules
 from trajstore.checkpoint.reading import Reader, verify_checkpoint
-from trajstore.checkpoint.restoring import check_into, put_into
+from trajstore.checkpoint.restoring import check_into, fillable, put_into
 from trajstore.checkpoint.retention import Best, Retention
 from trajstore.checkpoint.rng import set_rng_state
 from trajstore.checkpoint.saver import Branch, Options, Saver
@@ -263,6 +263,10 @@ class Checkpoints:
         """
         if abandoned not in ("keep", "prune"):
             raise SchemaError(f"abandoned is {abandoned!r}", hint='"keep" or "prune"')
+        if into is not None and not fillable(into):
+            raise SchemaError(
+                f"a {type(into).__name__} takes no state", hint="into={'model': model, 'optimizer': optimizer, ...}"
+            )
         self._settle()
         with _pool() as pool:
             checkpoint, reader, state = self._read(step, into, best, pool)

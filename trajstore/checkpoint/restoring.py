@@ -56,13 +56,13 @@ def put_into(into: Any, state: Any) -> None:
         into[...] = state
     elif isinstance(into, Mapping):
         for key, value in into.items():
-            if _in_place(value):
+            if fillable(value):
                 put_into(value, state[key])
             elif isinstance(into, MutableMapping):
                 into[key] = state[key]
     elif isinstance(into, (list, tuple)):
         for index, value in enumerate(into):
-            if _in_place(value):
+            if fillable(value):
                 put_into(value, state[index])
             elif isinstance(into, MutableSequence):
                 into[index] = state[index]
@@ -72,5 +72,6 @@ def _loads(value: Any) -> bool:
     return callable(getattr(value, "load_state_dict", None))
 
 
-def _in_place(value: Any) -> bool:
+def fillable(value: Any) -> bool:
+    """Whether a value can take a part of a state in place."""
     return _loads(value) or tensors.is_tensor(value) or isinstance(value, (np.ndarray, Mapping, list, tuple))

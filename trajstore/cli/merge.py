@@ -18,9 +18,9 @@ from trajstore.cli.planned import show_fields, show_plan
 @click.argument("destination")
 @option("-w", "--where", help="Only trajectories for which this holds, e.g. 'success & (length > 50)'.")
 @option("--order", default="source", metavar="ORDER", help="source, interleave, shuffle, or a column (-COLUMN: down).")
-@option("--seed", type=int, default=0, help="Of --order shuffle.")
+@option("--seed", type=int, help="Of --order shuffle; 0 if not given.")
 @option("--dedupe", metavar="COLUMN", help="One trajectory for each value of this column.")
-@option("--keep", default="first", metavar="RULE", help="Which one: first, last, max:COLUMN or min:COLUMN.")
+@option("--keep", metavar="RULE", help="Which one: first (if not given), last, max:COLUMN or min:COLUMN.")
 @option("--fill", multiple=True, metavar="COLUMN=VALUE", help="For stores that lack an integer or bool column.")
 @option("--no-provenance", "no_provenance", is_flag=True, help="Add no columns source and source_id.")
 @option("--rewrite", is_flag=True, help="Encode everything anew, without gaps, in the new order.")
@@ -37,9 +37,9 @@ def merge(
     destination: str,
     where: str | None,
     order: str,
-    seed: int,
+    seed: int | None,
     dedupe: str | None,
-    keep: str,
+    keep: str | None,
     fill: tuple[str, ...],
     no_provenance: bool,
     rewrite: bool,
@@ -69,12 +69,16 @@ def merge(
 
     if codec is not None and not rewrite:
         raise usage("--codec is for --rewrite")
+    if keep is not None and dedupe is None:
+        raise usage("--keep is for --dedupe")
+    if seed is not None and order != "shuffle":
+        raise usage("--seed is for --order shuffle")
     options: dict[str, Any] = {
         "where": where,
         "order": order,
-        "seed": seed,
+        "seed": seed or 0,
         "dedupe": dedupe,
-        "keep": keep,
+        "keep": keep or "first",
         "fill": filled(fill),
         "provenance": not no_provenance,
         "rewrite": rewrite,

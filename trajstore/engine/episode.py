@@ -80,7 +80,8 @@ class Episode:
     def step(self, **fields: Any) -> None:
         """Record one step: a value for each field, nested dicts as you like.
 
-        ``terminated`` and ``truncated`` become columns, with the value of the last step.
+        ``terminated`` and ``truncated`` become columns, with the value of the last step. A field that some steps lack
+        has fewer rows, on a clock of its own: which steps they are of is not kept.
         """
         for name in _FLAGS:
             if name in fields:

@@ -388,6 +388,11 @@ def as_array(path: str, value: Any) -> np.ndarray[Any, Any]:
         raise SchemaError(f"field {path!r}: {error}", hint="pass one tensor: torch.stack(values)") from error
     if rows.dtype.isbuiltin == 2 and rows.dtype.name == "bfloat16":
         rows = rows.view(np.uint16)
+    if rows.dtype.kind in "SO" and rows.ndim == 0:
+        raise SchemaError(
+            f"{path!r} is a {type(value).__name__}, which is neither a column nor a field",
+            hint="pass a str or a dict, or bytes as np.frombuffer(value, 'uint8')",
+        )
     if rows.ndim == 0:
         raise SchemaError(
             f"field {path!r} is a single value, not an array with time first",

@@ -17,6 +17,7 @@ from trajstore.operations.merge import Blueprint, Source, blueprint, gather_sour
 
 #: Of cold data: whoever reads it reads much of it, and Zstd finds more in more rows.
 CHUNK_BYTES, SHARD_BYTES = 256 << 10, 32 << 20
+_SHARD_CHUNKS = 1 << 16  # a shard ends with 16 bytes for each
 
 
 def compact(
@@ -64,6 +65,11 @@ def plan_compact(
     """What :func:`compact` would write; nothing is written."""
     if not 0 < chunk_bytes <= shard_bytes:
         raise SchemaError(f"chunks of {chunk_bytes} bytes in shards of {shard_bytes}")
+    if shard_bytes // chunk_bytes > _SHARD_CHUNKS:
+        raise SchemaError(
+            f"shards of {shard_bytes} bytes hold more than {_SHARD_CHUNKS} chunks of {chunk_bytes}",
+            hint="make shards smaller, or chunks larger",
+        )
     dataset = gather_sources(source)
     single = len(dataset.snapshots) == 1
     layouts = partial(cold_layout, chunk_bytes=chunk_bytes, shard_bytes=shard_bytes)

@@ -45,11 +45,15 @@ class Blueprint:
 
         Raises ``AlreadyExistsError`` if something is there, ``LockedError`` if another process is building it.
         """
+        parent, name = located(destination)
+        place = parent.describe(name)
+        for snapshot in self.plan.asked:
+            if place.startswith(f"{snapshot.place}/"):
+                raise SchemaError(f"{place} lies inside {snapshot.place}, which is read", hint="choose another place")
         scaffold = Scaffold(destination)
         with scaffold as session:
             build(session, self.plan, self.contents, link=link, client=client, report=report)
             scaffold.publish()
-        parent, name = located(destination)
         return open_dataset(parent.child(name))
 
 

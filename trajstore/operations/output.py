@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from trajstore.errors import AlreadyExistsError, StorageError
+from trajstore.errors import AlreadyExistsError, StorageError, TrajstoreError
 from trajstore.media.storage import LocalStorage, local_path
 
 
@@ -34,7 +34,12 @@ def made_aside(path: str | os.PathLike[str]) -> Iterator[str]:
     storage.make_root()
     aside = f"tmp.{uuid.uuid4().hex}.{name}"
     try:
-        yield storage.describe(aside)
+        try:
+            yield storage.describe(aside)
+        except TrajstoreError:
+            raise
+        except OSError as error:  # of the library that writes the format
+            raise StorageError(f"could not write {target}: {error}", errno=error.errno) from error
         _sync(storage.describe(aside))
         _refuse(target)
         storage.rename(aside, name)

@@ -77,7 +77,7 @@ def chosen(dataset: Dataset, fields: Sequence[str] | None, known: Iterable[str] 
     if fields is None:
         return there
     wanted = set()
-    for name in fields:
+    for name in [fields] if isinstance(fields, str) else fields:
         found = [path for path in there if path == name or path.startswith(f"{name}/")]
         if not found:
             raise NotFoundError(f"there is no field {name!r}", hint="there are " + ", ".join(there))

@@ -88,6 +88,11 @@ class Loader:
             drop_last=drop_last,
             identity=samples.identity,
         )
+        if not len(self.batches) and len(samples):
+            raise SchemaError(
+                f"{len(samples)} samples do not fill one batch of {batch_size} on each rank",
+                hint="make batches smaller, or pass drop_last=False",
+            )
         if workers < 0 or prefetch < 0:
             raise SchemaError(f"{workers} workers, {prefetch} batches ahead")
         self._workers, self._prefetch, self._context = workers, prefetch, context
