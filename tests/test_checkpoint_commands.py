@@ -212,6 +212,7 @@ def test_exports(tmp_path):
 
 
 def test_the_usual_panels_know_the_reward_by_its_common_names():
+    pytest.importorskip("matplotlib")
     for name in ("reward_mean", "episode_reward_mean"):
         axes = training_figure([{"iteration": i, name: i / 2} for i in range(4)]).axes[0]
         assert axes.lines[0].get_ydata().tolist() == [0, 0.5, 1, 1.5]
