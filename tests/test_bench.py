@@ -61,11 +61,11 @@ def a_report() -> Report:
 
 def test_the_page_keeps_what_stands_around_the_report() -> None:
     report = a_report()
-    page = "before\n<!-- begin: python -m bench -->\nold\n<!-- end -->\nafter\n"
+    page = "before\n<!-- begin: python -m bench -->\nan earlier run\n<!-- end -->\nafter\n"
     made = with_report(page, report)
     assert made.startswith("before\n")
     assert made.endswith("after\n")
-    assert "old" not in made
+    assert "an earlier run" not in made
     for group, name in (("Collecting", "ingest"), ("Reading", "append")):
         assert f"### {group}\n\n{table(report.rows[name])}" in made
     assert "1 of 2 bars reached" in made
