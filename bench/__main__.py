@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         report = Report(options.short, skipped=dict(missing))
     report.versions = report.versions or versions()
-    names = options.only or ([] if options.earlier or options.profile or options.scaling else list(ROWS))
+    aside = (options.profile or options.scaling) and not (options.json or options.markdown or options.chart)
+    names = options.only or ([] if options.earlier or aside else list(ROWS))
     folder = Path(options.folder or tempfile.mkdtemp(prefix="trajstore-bench."))
     bench = Bench(folder, short=options.short)
     try:

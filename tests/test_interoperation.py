@@ -15,7 +15,7 @@ from tests.campaign import share
 from tests.campaign.workload import room
 
 zarr = pytest.importorskip("zarr")
-SCHEMAS = 100  # in each job that has zarr-python
+SCHEMAS = 150  # in each job that has zarr-python
 
 DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES += ["float16", "float32", "float64", "complex64", "complex128"]

@@ -74,7 +74,7 @@ class Hunt:
         dataset = trajstore.open(self.place)
         first = max(0, len(dataset) - 6)
         self._check_seeds(dataset.table["seed"], "own reader")
-        numbers = [*range(first, len(dataset)), *self.draw.sample(range(first), min(first, 60))]
+        numbers = [*range(first, len(dataset)), *self.draw.sample(range(first), min(first, 200))]
         self.counts["reads"] += 1 + len(numbers)
         for number in numbers:
             if dataset[number]["x"][:].tobytes() != rows_of(number)[1]:
