@@ -11,7 +11,7 @@ import pytest
 import trajstore
 from trajstore.errors import AlreadyExistsError, NotFoundError, TrajstoreError
 from trajstore.format.schema import NUMERIC, Clock, Column, Field
-from trajstore.operations.carriage import KEPT, KINDS, LEFT
+from trajstore.operations.carriage import KEPT, LEFT, TITLES
 
 pytest.importorskip("h5py")
 pytest.importorskip("click")
@@ -242,7 +242,7 @@ def test_each_kind_goes_as_it_is_said(name: str, source: Any, tmp_path: Path) ->
     assert (done.trajectories, done.steps) == (COUNT, sum(LENGTHS))
     after = back(name, path, tmp_path)
     told = " ".join(done.warnings)
-    for kind in KINDS:
+    for kind in TITLES:
         said = getattr(formats.carriage(name), kind)
         paths = [path for path in source.fields if path.startswith(f"{kind}_")]
         columns = [column for column in source.columns if column.startswith(f"{kind}_")]

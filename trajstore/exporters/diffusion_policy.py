@@ -10,25 +10,13 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
-from trajstore.operations.carriage import KEPT, LEFT, Carriage
+from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import chosen, relation
 
 CARRIES = {
     "diffusion_policy": Carriage(
-        numbers=KEPT,
-        complex_numbers=KEPT,
-        bfloat16="as float32",
-        strings=LEFT,
-        documents=LEFT,
-        nested="`/` becomes `_`",
-        extra_row="the first T",
-        epochs=LEFT,
-        rate=LEFT,
-        ragged=LEFT,
-        absent=LEFT,
-        columns=LEFT,
-        configuration=LEFT,
+        numbers=KEPT, complex_numbers=KEPT, bfloat16="as float32", nested="`/` becomes `_`", extra_row="the first T"
     )
 }
 _BLOCK_BYTES = 16 << 20

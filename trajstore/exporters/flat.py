@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,46 +14,13 @@ from trajstore.dataset import Dataset, StepRows
 from trajstore.errors import SchemaError
 from trajstore.media.hdf5storage import h5py_module
 from trajstore.npz import NpzWriter
-from trajstore.operations.carriage import KEPT, LEFT, Carriage
+from trajstore.operations.carriage import EVERYTHING, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import Episode, Roles, chosen, episode, episodes, find_roles, not_carried
 
 Array = np.ndarray[Any, Any]
 
-_ROLES_ONLY = Carriage(
-    numbers=LEFT,
-    complex_numbers=LEFT,
-    bfloat16=LEFT,
-    strings=LEFT,
-    documents=LEFT,
-    nested=LEFT,
-    extra_row=LEFT,
-    epochs=LEFT,
-    rate=LEFT,
-    ragged=LEFT,
-    absent=LEFT,
-    columns=LEFT,
-    configuration=LEFT,
-)
-CARRIES = {
-    "d4rl": _ROLES_ONLY,
-    "ogbench": _ROLES_ONLY,
-    "flat": Carriage(
-        numbers=KEPT,
-        complex_numbers=KEPT,
-        bfloat16="as float32",
-        strings=KEPT,
-        documents=KEPT,
-        nested=KEPT,
-        extra_row=KEPT,
-        epochs=KEPT,
-        rate=KEPT,
-        ragged=KEPT,
-        absent=KEPT,
-        columns=KEPT,
-        configuration=KEPT,
-    ),
-}
+CARRIES = {"d4rl": Carriage(), "ogbench": Carriage(), "flat": replace(EVERYTHING, bfloat16="as float32")}
 _BLOCK_BYTES = 16 << 20
 
 

@@ -24,14 +24,12 @@ from trajstore.format.schema import ID, MAIN_CLOCK, Field, Schema
 from trajstore.format.union import Union, unite
 from trajstore.media.hdf5storage import BLOSC_FILTER, CHECKSUM, MANIFEST, Hdf5Storage, h5py_module
 from trajstore.media.shard import encode_frame
-from trajstore.operations.carriage import KEPT, KINDS, Carriage
+from trajstore.operations.carriage import EVERYTHING
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import chosen
 
+CARRIES = {"hdf5": EVERYTHING}
 _COMPRESSORS = {"blosclz": 0, "lz4": 1, "lz4hc": 2, "zlib": 4, "zstd": 5}
-
-
-CARRIES = {"hdf5": Carriage(*[KEPT] * len(KINDS))}
 
 
 @dataclass(frozen=True)

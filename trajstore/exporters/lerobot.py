@@ -15,28 +15,12 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
-from trajstore.operations.carriage import LEFT, Carriage
+from trajstore.operations.carriage import Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
 from trajstore.operations.videowriter import VideoWriter
 
-CARRIES = {
-    "lerobot": Carriage(
-        numbers=LEFT,
-        complex_numbers=LEFT,
-        bfloat16=LEFT,
-        strings=LEFT,
-        documents=LEFT,
-        nested=LEFT,
-        extra_row=LEFT,
-        epochs=LEFT,
-        rate=LEFT,
-        ragged=LEFT,
-        absent=LEFT,
-        columns=LEFT,
-        configuration=LEFT,
-    )
-}
+CARRIES = {"lerobot": Carriage()}
 _FILE = "chunk-000/file-{:03d}.parquet"
 _FILE_BYTES = 100 << 20  # as LeRobot's own default
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -17,7 +17,7 @@ from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
 from trajstore.format.schema import Field
 from trajstore.media.hdf5storage import h5py_module
-from trajstore.operations.carriage import KEPT, LEFT, Carriage
+from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, has_rows, not_carried
 
@@ -26,14 +26,8 @@ CARRIES = {
         numbers=KEPT,
         complex_numbers=KEPT,
         bfloat16="as float32",
-        strings=LEFT,
-        documents=LEFT,
         nested=KEPT,
         extra_row=KEPT,
-        epochs=LEFT,
-        rate=LEFT,
-        ragged=LEFT,
-        absent=LEFT,
         columns="`seed`",
         configuration="spaces, `env_spec`",
     )

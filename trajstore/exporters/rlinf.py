@@ -15,7 +15,7 @@ from trajstore.format.layout import PRIVATE
 from trajstore.format.schema import ID
 from trajstore.media.storage import Storage
 from trajstore.operations.assembly import Scaffold, located
-from trajstore.operations.carriage import KEPT, LEFT, Carriage
+from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported
 from trajstore.operations.roles import chosen
 from trajstore.rlinf import joined, save_batch, write_index
@@ -37,23 +37,7 @@ from trajstore.rlinf.folder import SUFFIXES, file_name
 
 __all__ = ["Batches", "export_rlinf"]
 
-CARRIES = {
-    "rlinf": Carriage(
-        numbers=KEPT,
-        complex_numbers=KEPT,
-        bfloat16=KEPT,
-        strings=LEFT,
-        documents=LEFT,
-        nested=KEPT,
-        extra_row=LEFT,
-        epochs=LEFT,
-        rate=LEFT,
-        ragged=LEFT,
-        absent=KEPT,
-        columns=LEFT,
-        configuration=LEFT,
-    )
-}
+CARRIES = {"rlinf": Carriage(numbers=KEPT, complex_numbers=KEPT, bfloat16=KEPT, nested=KEPT, absent=KEPT)}
 
 
 @dataclass(frozen=True)

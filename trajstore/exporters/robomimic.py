@@ -15,7 +15,7 @@ import numpy as np
 from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
 from trajstore.media.hdf5storage import h5py_module
-from trajstore.operations.carriage import KEPT, LEFT, Carriage
+from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, has_rows, not_carried
 
@@ -24,14 +24,7 @@ CARRIES = {
         numbers=KEPT,
         complex_numbers=KEPT,
         bfloat16="as float32",
-        strings=LEFT,
-        documents=LEFT,
         nested=KEPT,
-        extra_row=LEFT,
-        epochs=LEFT,
-        rate=LEFT,
-        ragged=LEFT,
-        absent=LEFT,
         columns="`seed`, `success`",
         configuration="`env_args`",
     )

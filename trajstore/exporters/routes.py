@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from trajstore.dataset import Dataset
 from trajstore.dataset import open as open_dataset
 from trajstore.errors import SchemaError
 from trajstore.npz import NpzWriter
-from trajstore.operations.carriage import KEPT, Carriage
+from trajstore.operations.carriage import EVERYTHING
 from trajstore.operations.output import Exported
 from trajstore.operations.roles import chosen
 from trajstore.routes import META, MODES, RoutesView, resolve
@@ -20,19 +21,14 @@ from trajstore.routes import META, MODES, RoutesView, resolve
 __all__ = ["MODES", "export_routes"]
 
 CARRIES = {
-    "routes": Carriage(
-        numbers=KEPT,
-        complex_numbers=KEPT,
+    "routes": replace(
+        EVERYTHING,
         bfloat16="as float32",
-        strings=KEPT,
-        documents=KEPT,
-        nested=KEPT,
         extra_row="rows alone",
         epochs="rows alone",
         rate="rows alone",
         ragged="rows alone",
         absent="no rows",
-        columns=KEPT,
         configuration="keys of `meta`",
     )
 }

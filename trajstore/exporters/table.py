@@ -7,27 +7,11 @@ from collections.abc import Callable, Sequence
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
-from trajstore.operations.carriage import KEPT, LEFT, Carriage
+from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import chosen
 
-CARRIES = {
-    "table": Carriage(
-        numbers=LEFT,
-        complex_numbers=LEFT,
-        bfloat16=LEFT,
-        strings=KEPT,
-        documents=LEFT,
-        nested=LEFT,
-        extra_row=LEFT,
-        epochs=LEFT,
-        rate=LEFT,
-        ragged=LEFT,
-        absent=LEFT,
-        columns=KEPT,
-        configuration=LEFT,
-    )
-}
+CARRIES = {"table": Carriage(strings=KEPT, columns=KEPT)}
 
 
 def export_table(

@@ -10,7 +10,7 @@ import numpy as np
 
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
-from trajstore.operations.carriage import KEPT, LEFT, Carriage
+from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, made_aside
 from trajstore.operations.roles import chosen, relation
 
@@ -20,7 +20,6 @@ CARRIES = {
         complex_numbers=KEPT,
         bfloat16=KEPT,
         strings=KEPT,
-        documents=LEFT,
         nested=KEPT,
         extra_row="rows alone",
         epochs="rows alone",
@@ -28,23 +27,8 @@ CARRIES = {
         ragged="rows alone",
         absent=KEPT,
         columns="as int64, float64",
-        configuration=LEFT,
     ),
-    "tensordict": Carriage(
-        numbers=KEPT,
-        complex_numbers=KEPT,
-        bfloat16=KEPT,
-        strings=LEFT,
-        documents=LEFT,
-        nested=KEPT,
-        extra_row=KEPT,
-        epochs=LEFT,
-        rate=LEFT,
-        ragged=LEFT,
-        absent=LEFT,
-        columns=LEFT,
-        configuration=LEFT,
-    ),
+    "tensordict": Carriage(numbers=KEPT, complex_numbers=KEPT, bfloat16=KEPT, nested=KEPT, extra_row=KEPT),
 }
 
 

@@ -6,7 +6,7 @@ of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 #: Comes back equal, dtype and bytes.
 KEPT = "yes"
@@ -16,7 +16,7 @@ LEFT = "no"
 
 @dataclass(frozen=True)
 class Carriage:
-    """``KEPT``, ``LEFT``, or in a few words how what comes back differs, for each kind.
+    """``KEPT``, ``LEFT``, or in a few words how what comes back differs, for each kind; what is not named is left.
 
     Fields are meant that have no role in the format: what it makes of observations and actions is in its own words.
 
@@ -27,19 +27,19 @@ class Carriage:
     configuration : of the store.
     """
 
-    numbers: str
-    complex_numbers: str
-    bfloat16: str
-    strings: str
-    documents: str
-    nested: str
-    extra_row: str
-    epochs: str
-    rate: str
-    ragged: str
-    absent: str
-    columns: str
-    configuration: str
+    numbers: str = LEFT
+    complex_numbers: str = LEFT
+    bfloat16: str = LEFT
+    strings: str = LEFT
+    documents: str = LEFT
+    nested: str = LEFT
+    extra_row: str = LEFT
+    epochs: str = LEFT
+    rate: str = LEFT
+    ragged: str = LEFT
+    absent: str = LEFT
+    columns: str = LEFT
+    configuration: str = LEFT
 
 
 TITLES = {
@@ -57,4 +57,4 @@ TITLES = {
     "columns": "columns",
     "configuration": "configuration",
 }
-KINDS = tuple(kind.name for kind in fields(Carriage))
+EVERYTHING = Carriage(**dict.fromkeys(TITLES, KEPT))
