@@ -150,3 +150,40 @@ def test_what_takes_no_state_is_refused(tmp_path: Path) -> None:
         weights = np.zeros(3)
         ckpts.restore(into={"weights": weights})
     assert weights.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("clock", "good", "bad"),
+    [(trajstore.Clock("rate", 2), 8, (7, 4, 0)), (trajstore.Clock("last_row_extra"), 5, (4, 6, 0))],
+    ids=str,
+)
+def test_rows_that_break_the_relation_of_their_clock(
+    tmp_path: Path, clock: trajstore.Clock, good: int, bad: tuple[int, ...]
+) -> None:
+    fields = {"depth": trajstore.Field("float32", clock="depth")}
+    clocks = {"steps": trajstore.Clock("main"), "depth": clock}
+
+    def steps(rows: int) -> dict[str, Any]:
+        return {"action": np.zeros(4, np.int64), "depth": np.zeros(rows, np.float32)}
+
+    with trajstore.create(tmp_path / "s", fields=fields, clocks=clocks) as writer:
+        for rows in bad:
+            with pytest.raises(SchemaError, match=rf"'depth' has {rows} rows beside 4 steps, expected {good}"):
+                writer.append(steps(rows))
+        writer.append(steps(good))
+    with trajstore.create(tmp_path / "s", resume=True) as writer:  # what was declared is in the store
+        for rows in bad:
+            with pytest.raises(SchemaError, match="beside 4 steps"):
+                writer.append(steps(rows))
+            with pytest.raises(SchemaError, match="beside 4 steps"):
+                writer.append_many(steps(rows), lengths={"steps": [4], "depth": [rows]})
+        assert len(writer) == 1
+        writer.split_clock("depth")  # the way out that the error names
+        writer.append(steps(bad[0]))
+    assert [len(one["depth"]) for one in trajstore.open(tmp_path / "s")] == [good, bad[0]]
+
+
+def test_one_clock_is_the_main_one(tmp_path: Path) -> None:
+    for clocks in ({"steps": trajstore.Clock("rate", 2)}, {"depth": trajstore.Clock("main")}):
+        with pytest.raises(SchemaError, match="'steps' is the main clock"):
+            trajstore.create(tmp_path / "s", clocks=clocks)

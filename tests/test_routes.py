@@ -250,6 +250,12 @@ def test_empty_extras_keep_their_dtype_and_shape(tmp_path: Path) -> None:
     assert [(a.shape, a.dtype) for a in got["routes_nearest_ents"]] == [((0, 8, 4), np.float32)] * 3
 
 
+@pytest.mark.parametrize("rows", [[4, 9, 0], [4, 5, 7]])
+def test_extras_that_at_first_have_a_row_more_than_there_are_steps(rows: list[int], tmp_path: Path) -> None:
+    extra = column([np.full((count, 2), count, np.float32) for count in rows])
+    assert same(round_trip(tmp_path, make_routes([3, 4, 5], routes_player_v=extra))["routes_player_v"], extra)
+
+
 def test_extras_that_only_some_routes_have(tmp_path: Path) -> None:
     velocity = [np.ones((3, 2), np.float32), np.zeros((0, 2), np.float32), np.full((5, 2), np.nan, np.float32)]
     counts = [np.zeros(0, np.int32), np.arange(4, dtype=np.int32), np.zeros(0, np.int32)]

@@ -20,7 +20,7 @@ from trajstore.engine.ledger import Ledger
 from trajstore.engine.mutex import Mutex
 from trajstore.engine.staging import Staging
 from trajstore.errors import NotFoundError, QueueFullError, SchemaError, StateError
-from trajstore.format.schema import Clock, Schema
+from trajstore.format.schema import MAIN_CLOCK, Clock, Schema
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -299,10 +299,13 @@ class Admission:
     def _split(self, path: str) -> None:
         with self._committer.paused():
             schema = self._ingest.schema
-            if len(schema.on_clock(str(schema.fields[path].clock))) > 1:
+            clock = str(schema.fields[path].clock)
+            if len(schema.on_clock(clock)) > 1:
                 self._committer.commit()
                 self._ingest.split(path)
                 self._checker = Checker(self._ingest.schema)
+            elif clock != MAIN_CLOCK:  # it has one already, which is bound to the steps no more
+                self._grow(replace(schema, clocks={**schema.clocks, clock: Clock()}))
 
 
 def _check_seed(name: str, value: int) -> None:

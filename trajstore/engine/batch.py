@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.engine.intake import array_dtype, as_array
+from trajstore.engine.intake import array_dtype, as_array, false_relation
 from trajstore.errors import SchemaError
 from trajstore.format.encoding import choose_rule
 from trajstore.format.layout import field_array
@@ -63,10 +63,8 @@ class Batch:
         """Rows of each trajectory on a clock, where they are given or follow from its relation."""
         if clock in self.lengths:
             return self.lengths[clock]
-        spec = schema.clocks[clock]
-        if spec.relation == "last_row_extra":
-            return self.lengths[MAIN_CLOCK] + 1
-        return self.lengths[MAIN_CLOCK] * spec.rate if spec.relation == "rate" else None
+        follows: Ints | None = schema.clocks[clock].ticks(self.lengths[MAIN_CLOCK])
+        return follows
 
     # -- against a schema ------------------------------------------------------------------------------------------
 
@@ -156,7 +154,12 @@ class Batch:
             return None
         for path in missing:
             raise SchemaError(f"field {path!r} is missing", hint="its clock has other fields, which are given")
-        return self.lengths_on(schema, clock)
+        lengths, steps = self.lengths_on(schema, clock), self.lengths[MAIN_CLOCK]
+        expected = schema.clocks[clock].ticks(steps)
+        if lengths is not None and expected is not None and not np.array_equal(lengths, expected):
+            first = int(np.flatnonzero(lengths != expected)[0])
+            raise false_relation(schema, clock, int(steps[first]), int(lengths[first]))
+        return lengths
 
     def without(self, schema: Schema, gone: Array) -> Batch:
         """The trajectories that the mask ``gone`` does not name."""

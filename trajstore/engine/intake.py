@@ -204,6 +204,7 @@ class Checker:
         ]
         self._columns = [(name, schema.columns[name], *_plain(schema.columns[name])) for name in self.columns]
         self._known = len(self._fields) + len(self._columns)
+        self._bound = [(order[name], clock) for name, clock in schema.clocks.items() if clock.ticks(1) is not None]
         self._row_bytes = [0] * len(self.clocks)
         for _, spec, _, shape, clock in self._fields:
             self._row_bytes[clock] += spec.in_memory.itemsize * math.prod(shape)
@@ -251,6 +252,9 @@ class Checker:
             self._refuse_unknown(flat)
         if not whole or not lengths or lengths[0] < 1:
             self._refuse_partial(arrays, lengths)
+        for clock, relation in self._bound:
+            if lengths[clock] != relation.ticks(lengths[0]) and ABSENT not in (lengths[clock], lengths[0]):
+                raise false_relation(self.schema, self.clocks[clock], lengths[0], lengths[clock])
         return arrays, lengths, columns
 
     def nbytes(self, lengths: list[int]) -> int:
@@ -316,6 +320,16 @@ class Checker:
                 raise AbsentField(path)
         if not lengths or lengths[0] == 0 or not any(n > 0 for n in lengths):
             raise SchemaError("the trajectory is empty: it has no step", hint="append it when it has one")
+
+
+def false_relation(schema: Schema, clock: str, steps: int, found: int) -> SchemaError:
+    """The error for rows on a clock that its relation to the main one does not allow."""
+    path, relation = schema.on_clock(clock)[0], schema.clocks[clock]
+    said = f"{relation.rate} a step" if relation.relation == "rate" else "one more than there are steps"
+    return SchemaError(
+        f"field {path!r} has {found} rows beside {steps} steps, expected {relation.ticks(steps)}: {said}",
+        hint=f"if {path!r} goes by a time of its own, call writer.split_clock({path!r}) first",
+    )
 
 
 def _exactly(values: np.ndarray[Any, Any], spec: Field) -> np.ndarray[Any, Any] | None:

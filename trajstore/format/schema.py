@@ -186,6 +186,7 @@ class Clock:
     relation : one of ``RELATIONS``, against the main clock. ``last_row_extra``: T + 1 rows, the last after the
         last step (observations). ``first_row_of_each_epoch_extra``: T + E rows. ``rate``: ``rate`` ticks a step.
         ``timestamps``: ``field`` holds each tick's time. ``none``: nothing is known (ragged extras, strings).
+        A trajectory that breaks ``last_row_extra`` or ``rate`` is refused when it is appended.
     """
 
     relation: str = "none"
@@ -197,6 +198,12 @@ class Clock:
             raise SchemaError(f"{self.relation!r} is no clock relation", hint="one of " + ", ".join(RELATIONS))
         if not isinstance(self.rate, int) or self.rate < 1:
             raise SchemaError(f"a clock cannot have {self.rate!r} ticks a step", hint="1 or more")
+
+    def ticks(self, steps: Any) -> Any:
+        """Rows on this clock beside so many steps, an int or an array; ``None`` where the relation leaves that open."""
+        if self.relation == "last_row_extra":
+            return steps + 1
+        return steps * self.rate if self.relation == "rate" else None
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {"relation": self.relation}
@@ -334,6 +341,12 @@ def declaration(
         for name, spec in (given or {}).items():
             if not isinstance(spec, kind):
                 raise SchemaError(f"{name!r} is declared as {spec!r:.60}", hint=f"declare a trajstore.{what}")
+    for name, clock in (clocks or {}).items():
+        if (name == MAIN_CLOCK) != (clock.relation == "main"):
+            raise SchemaError(
+                f"the clock {name!r} is declared {clock.relation!r}",
+                hint=f"{MAIN_CLOCK!r} is the main clock, and no other is",
+            )
     named = {spec.clock: Clock() for spec in (fields or {}).values() if spec.clock is not None}
     if MAIN_CLOCK in named:
         named[MAIN_CLOCK] = Clock("main")

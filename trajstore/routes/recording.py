@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import SchemaError
+from trajstore.format.schema import MAIN_CLOCK
 from trajstore.routes.episodes import EXPECTED, Spec, pack
 from trajstore.routes.keys import EPISODES, EPISODES_INDEX, KEYS, META, ordered, path_of
 from trajstore.writer import Writer
@@ -117,15 +118,21 @@ class RouteRecorder:
                 fields[path] = None
 
     def _part_clocks(self, fields: dict[str, Any]) -> None:
-        """Give a clock of its own to a field that has another number of rows than those it was with so far."""
-        lengths: dict[str | None, int] = {}
-        parted = []
-        for path, spec in self.writer.schema.fields.items():
-            rows = None if spec.whole else fields.get(path)
-            if rows is not None and lengths.setdefault(spec.clock, len(rows)) != len(rows):
-                parted.append(path)
-        for path in parted:
-            self.writer.split_clock(path)
+        """Give a clock of its own to a field that has another number of rows than its clock had so far."""
+        schema = self.writer.schema
+        counts = {
+            path: (str(spec.clock), len(rows))
+            for path, spec in schema.fields.items()
+            if (rows := None if spec.whole else fields.get(path)) is not None
+        }
+        lengths: dict[str, int] = {}
+        for clock, count in counts.values():
+            lengths.setdefault(clock, count)
+        steps = lengths.get(MAIN_CLOCK)
+        for path, (clock, count) in counts.items():
+            bound = None if steps is None else schema.clocks[clock].ticks(steps)
+            if count != (lengths[clock] if bound is None else bound):
+                self.writer.split_clock(path)
 
     # --- episodes -----------------------------------------------------------------------------
 
