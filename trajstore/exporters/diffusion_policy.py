@@ -11,7 +11,7 @@ import numpy as np
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
 from trajstore.operations.carriage import KEPT, Carriage
-from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import chosen, relation
 
 CARRIES = {
@@ -64,7 +64,7 @@ def export_diffusion_policy(
     steps = int(dataset.lengths.sum())
     with made_aside(path) as aside:
         root = zarr.open_group(aside, mode="w", zarr_format=2)
-        for done, name in enumerate(names, 1):
+        for name in counted(names, progress, len(names)):
             rows = dataset.steps[name]
             chunk = max(1, min(steps, (1 << 20) // max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)))
             out = root.create_array(
@@ -75,8 +75,6 @@ def export_diffusion_policy(
                 compressors=Blosc(cname="zstd", clevel=5),
             )
             _fill(out, dataset, name)
-            if progress is not None:
-                progress(done, len(names))
         ends = root.create_array(
             "meta/episode_ends", shape=(len(dataset),), dtype="int64", chunks=(max(len(dataset), 1),)
         )

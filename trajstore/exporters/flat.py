@@ -15,7 +15,7 @@ from trajstore.errors import SchemaError
 from trajstore.media.hdf5storage import h5py_module
 from trajstore.npz import NpzWriter
 from trajstore.operations.carriage import EVERYTHING, Carriage
-from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import Episode, Roles, chosen, episode, episodes, find_roles, not_carried
 
 Array = np.ndarray[Any, Any]
@@ -42,14 +42,12 @@ def export_d4rl(
     total = int(dataset.lengths.sum())
     at = 0
     with made_aside(path) as aside, h5py_module().File(aside, "w") as file:
-        for number, one in enumerate(episodes(dataset, found)):
+        for one in counted(episodes(dataset, found), progress, len(dataset)):
             for name, rows in _d4rl(one, found):
                 if name not in file:
                     file.create_dataset(name, (total, *rows.shape[1:]), rows.dtype)
                 file[name][at : at + len(one)] = rows
             at += len(one)
-            if progress is not None:
-                progress(number + 1, len(dataset))
     return Exported(len(dataset), total, tuple(not_carried(found, dataset)))
 
 
@@ -99,11 +97,9 @@ def export_ogbench(
     rows = int((dataset.lengths + 1).sum())
     makers = {"observations": _last, "actions": _padded, "terminals": _terminals}
     with NpzWriter(path) as out:
-        for done, (name, make) in enumerate(makers.items(), 1):
+        for name, make in counted(makers.items(), progress, len(makers)):
             first = make(episode(dataset[0], found))
             out.rows(name, first.dtype, (rows, *first.shape[1:]), map(make, episodes(dataset, found)))
-            if progress is not None:
-                progress(done, len(makers))
     warnings = not_carried(found, dataset)
     if found.rewards is not None:
         warnings.append("rewards left out: OGBench computes them from the goal")
@@ -142,7 +138,7 @@ def export_flat(
     """
     names = chosen(dataset, fields)
     with NpzWriter(path, compress=compress) as out:
-        for done, name in enumerate(names, 1):
+        for name in counted(names, progress, len(names)):
             pairs = dataset.field_pairs(name)
             counts = pairs[:, 1] - pairs[:, 0]
             rows = dataset.steps[name]
@@ -150,8 +146,6 @@ def export_flat(
             out.array(f"{name}.offsets", np.concatenate(([0], np.cumsum(counts))).astype(np.int64))
             if (pairs[:, 0] < 0).any():
                 out.array(f"{name}.absent", pairs[:, 0] < 0)
-            if progress is not None:
-                progress(done, len(names))
         for column in dataset.columns:
             out.array(f"table.{column}", np.asarray(dataset.column(column)))
         out.array("store.json", np.array(json.dumps(_described(dataset, names))))

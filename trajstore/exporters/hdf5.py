@@ -25,7 +25,7 @@ from trajstore.format.union import Union, unite
 from trajstore.media.hdf5storage import BLOSC_FILTER, CHECKSUM, MANIFEST, Hdf5Storage, h5py_module
 from trajstore.media.shard import encode_frame
 from trajstore.operations.carriage import EVERYTHING
-from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import chosen
 
 CARRIES = {"hdf5": EVERYTHING}
@@ -120,29 +120,22 @@ def _write(
     total = len(schema.fields) + len(schema.clocks) + len(schema.columns)
     arrays: dict[str, tuple[ArrayLayout, int]] = {}
     moved = encoded = 0
-    for path, spec in schema.fields.items():
+    for path, spec in counted(schema.fields.items(), progress, total):
         layout = layouts[path]
         target = _dataset(file, layout, rows[str(spec.clock)], {"dtype": spec.dtype, "rule": spec.rule.kind})
         for source in sources[str(spec.clock)]:
             counts = _move(target, layout, source, path)
             moved, encoded = moved + counts[0], encoded + counts[1]
         arrays[layout.path] = layout, rows[str(spec.clock)]
-        _tell(progress, len(arrays), total)
-    for layout, values in _table(dataset, union, sources):
+    for layout, values in counted(_table(dataset, union, sources), progress, total, len(schema.fields)):
         target = _dataset(file, layout, len(values), {})
         for chunk, frame in _encoded(layout, values):
             _put(target, layout, chunk, frame)
         arrays[layout.path] = layout, len(values)
-        _tell(progress, len(arrays), total)
     data = _manifest(dataset, schema, arrays).to_bytes()
     stored = file.create_dataset(MANIFEST, data=np.frombuffer(data, np.uint8))
     stored.attrs[CHECKSUM] = crc32(data)
     return (moved, encoded), sources
-
-
-def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
 
 
 def _layout(dataset: Dataset, path: str, spec: Field) -> ArrayLayout:

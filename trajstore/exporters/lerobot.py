@@ -16,7 +16,7 @@ import numpy as np
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
 from trajstore.operations.carriage import Carriage
-from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
 from trajstore.operations.videowriter import VideoWriter
 
@@ -73,13 +73,11 @@ def export_lerobot(
         for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
             os.makedirs(os.path.join(aside, folder))
         writer = _Frames(pyarrow, aside, features, fps, crf)
-        for number, one in enumerate(episodes(dataset, found)):
+        for number, one in enumerate(counted(episodes(dataset, found), progress, len(dataset))):
             name = one.others.get("task")
             mine = tasks.setdefault(name if isinstance(name, str) else task, len(tasks))
             place = writer.add(number, one, found, mine)
             rows.append({**place, "tasks": [list(tasks)[mine]], "length": len(one)})
-            if progress is not None:
-                progress(number + 1, len(dataset))
         writer.end()
         parquet = pyarrow.parquet
         parquet.write_table(pyarrow.Table.from_pylist(rows), os.path.join(aside, "meta/episodes", _FILE.format(0)))

@@ -18,7 +18,7 @@ from trajstore.errors import SchemaError
 from trajstore.format.schema import Field
 from trajstore.media.hdf5storage import h5py_module
 from trajstore.operations.carriage import KEPT, Carriage
-from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, has_rows, not_carried
 
 CARRIES = {
@@ -82,12 +82,10 @@ def export_minari(
         os.makedirs(os.path.join(aside, "data"))
         actions: dict[str, int] = {}
         with h5py_module().File(os.path.join(aside, "data", "main_data.hdf5"), "w", track_order=True) as file:
-            for number, one in enumerate(episodes(dataset, found)):
+            for number, one in enumerate(counted(episodes(dataset, found), progress, len(dataset))):
                 _write(file.create_group(f"episode_{number}"), number, one, found, infos)
                 _widen(actions, one)
                 steps += len(one)
-                if progress is not None:
-                    progress(number + 1, len(dataset))
         metadata = {
             "total_episodes": len(dataset),
             "total_steps": steps,

@@ -16,7 +16,7 @@ from trajstore.format.schema import ID
 from trajstore.media.storage import Storage
 from trajstore.operations.assembly import Scaffold, located
 from trajstore.operations.carriage import KEPT, Carriage
-from trajstore.operations.output import Exported
+from trajstore.operations.output import Exported, counted
 from trajstore.operations.roles import chosen
 from trajstore.rlinf import joined, save_batch, write_index
 from trajstore.rlinf.batch import (
@@ -94,7 +94,7 @@ def export_rlinf(
     scaffold = Scaffold(path)
     with scaffold as session:
         storage = session.storage
-        for done, mine in enumerate(found):
+        for done, mine in enumerate(counted(found, progress, len(found))):
             folder = "" if ranks is None else f"rank_{int(ranks[mine[0]])}"
             number = done if numbers is None else int(numbers[mine[0]])
             entries = folders.setdefault(folder, {})
@@ -103,8 +103,6 @@ def export_rlinf(
             if not entries and folder:
                 storage.make_folder(folder)
             entries[number] = _write(storage, folder, number, dataset, names, mine, format)
-            if progress is not None:
-                progress(done + 1, len(found))
         if not found:
             folders[""] = {}
         for folder, entries in folders.items():

@@ -16,7 +16,7 @@ from trajstore.dataset import Dataset
 from trajstore.errors import SchemaError
 from trajstore.media.hdf5storage import h5py_module
 from trajstore.operations.carriage import KEPT, Carriage
-from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, has_rows, not_carried
 
 CARRIES = {
@@ -61,11 +61,9 @@ def export_robomimic(
     steps = 0
     with made_aside(path) as aside, h5py_module().File(aside, "w", track_order=True) as file:
         data = file.create_group("data", track_order=True)
-        for number, one in enumerate(episodes(dataset, found)):
+        for number, one in enumerate(counted(episodes(dataset, found), progress, len(dataset))):
             _write(data.create_group(f"demo_{number}"), one, found, beside)
             steps += len(one)
-            if progress is not None:
-                progress(number + 1, len(dataset))
         data.attrs["total"] = steps
         data.attrs["env_args"] = json.dumps(dict(env_args or config.get("env_args") or {}))
         for key, numbers in (masks or {}).items():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from trajstore.dataset import open as open_dataset
 from trajstore.errors import SchemaError
 from trajstore.npz import NpzWriter
 from trajstore.operations.carriage import EVERYTHING
-from trajstore.operations.output import Exported
+from trajstore.operations.output import Exported, counted
 from trajstore.operations.roles import chosen
 from trajstore.routes import META, MODES, RoutesView, resolve
 
@@ -85,21 +84,13 @@ def export_routes(
     numbers = np.arange(count, dtype=np.int64)
     objects = sum(not view.is_column(name) for name in names)
     done = 0
-
-    def counted(elements: Iterator[Any]) -> Iterator[Any]:
-        nonlocal done
-        for element in elements:
-            yield element
-            done += 1
-            if progress is not None:
-                progress(done, objects * count)
-
     with NpzWriter(path, compress=compress, tmp_dir=tmp_dir, atomic=atomic, overwrite=overwrite) as file:
         for name in names:
             if view.is_column(name):
                 file.array(name, view.column(name)[:count])
             else:
-                file.objects(name, count, counted(view.elements(name, numbers)))
+                file.objects(name, count, counted(view.elements(name, numbers), progress, objects * count, done))
+                done += count
         file.scalar_object(META, view.meta(count))
     seeds = [] if "routes_seed" in names else ["there is no key routes_seed, by which routes are told apart"]
     return Exported(count, int(view.dataset.lengths[:count].sum()), tuple(seeds))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
 from trajstore.operations.carriage import KEPT, Carriage
-from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import chosen
 
 CARRIES = {"table": Carriage(strings=KEPT, columns=KEPT)}
@@ -35,11 +35,7 @@ def export_table(
         raise SchemaError(f"{os.fspath(path)} names no table format", hint="end it with .parquet, .arrow or .feather")
     table = dataset.table
     names = chosen(dataset, fields, table)
-    columns = {}
-    for done, name in enumerate(names, 1):
-        columns[name] = pyarrow.array(table[name])
-        if progress is not None:
-            progress(done, len(names))
+    columns = {name: pyarrow.array(table[name]) for name in counted(names, progress, len(names))}
     with made_aside(path) as aside:
         found = pyarrow.table(columns)
         if suffix == ".parquet":

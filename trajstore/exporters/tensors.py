@@ -11,7 +11,7 @@ import numpy as np
 from trajstore.dataset import Dataset
 from trajstore.errors import MissingDependencyError, SchemaError
 from trajstore.operations.carriage import KEPT, Carriage
-from trajstore.operations.output import Exported, made_aside
+from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import chosen, relation
 
 CARRIES = {
@@ -52,7 +52,7 @@ def export_pt(
     width = max(6, len(str(len(dataset))))
     with made_aside(path) as aside:
         os.mkdir(aside)
-        for number, trajectory in enumerate(dataset):
+        for number, trajectory in enumerate(counted(dataset, progress, len(dataset))):
             tree: dict[str, Any] = {name: value.item() for name, value in trajectory.columns.items()}
             for name in names:
                 value = trajectory[name]
@@ -62,8 +62,6 @@ def export_pt(
                         value = value.to(torch.bfloat16)
                 _put(tree, name, value)
             torch.save(tree, os.path.join(aside, f"trajectory_{number:0{width}d}.pt"))
-            if progress is not None:
-                progress(number + 1, len(dataset))
     warnings = (f"JSON fields left out: {', '.join(left)}",) if left else ()
     return Exported(len(dataset), int(dataset.lengths.sum()), warnings)
 
@@ -106,14 +104,12 @@ def export_tensordict(
             filename=os.path.join(aside, "traj_ids.memmap"),
         )
         tree["traj_ids"] = owner
-        for done, name in enumerate(kept, 1):
+        for name in counted(kept, progress, len(kept)):
             if (dataset.field_pairs(name)[:, 0] < 0).any():
                 raise SchemaError(f"some trajectories have no {name!r}", hint="leave it out with fields=")
             final = relations[name] == "last_row_extra"
             for shift, key in ((0, name), (1, f"next/{name}"))[: 1 + final]:
                 tree[tuple(key.split("/"))] = _mapped(dataset, name, shift, steps, os.path.join(aside, key))
-            if progress is not None:
-                progress(done, len(kept))
         tree.memmap_(aside)
     left = [name for name in wanted if name not in kept]
     warnings = [f"fields left out: {', '.join(left)}"] if left else []

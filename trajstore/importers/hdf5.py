@@ -21,7 +21,7 @@ from trajstore.media.hdf5storage import Hdf5Storage
 from trajstore.media.shard import GrowingShard
 from trajstore.media.storage import Storage
 from trajstore.operations.assembly import Scaffold
-from trajstore.operations.output import Exported
+from trajstore.operations.output import Exported, counted
 
 
 def import_hdf5(
@@ -42,13 +42,11 @@ def import_hdf5(
     with scaffold as session, ThreadPoolExecutor(4, thread_name_prefix="trajstore-disk") as disk:
         storage = session.storage
         seals = SealWriter(storage, session.uuid, disk, None)
-        for done, path in enumerate(manifest.arrays, 1):
+        for number, path in enumerate(counted(manifest.arrays, progress, len(manifest.arrays))):
             _make_folder(storage, path)
             shards = _write(storage, snapshot.reader(path))
-            seals.add((done - 1, shard) for shard in shards)
+            seals.add((number, shard) for shard in shards)
             storage.sync_folder(path)
-            if progress is not None:
-                progress(done, len(manifest.arrays))
         parents = {"/".join(path.split("/")[:depth]) for path in names for depth in range(path.count("/") + 1)}
         for folder in sorted(parents, reverse=True):
             storage.sync_folder(folder)

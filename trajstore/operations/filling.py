@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from trajstore.operations.assembly import Destination, Scaffold
-from trajstore.operations.output import Exported
+from trajstore.operations.output import Exported, counted
 from trajstore.writer import create
 
 #: Fields and columns of one trajectory.
@@ -43,10 +43,8 @@ def fill_store(
         with create(session.storage, resume=True, **settings) as writer:
             if state is not None:
                 writer.state = dict(state)
-            for number, (fields, columns) in enumerate(trajectories, 1):
+            for fields, columns in counted(trajectories, progress, count):
                 writer.append(fields, **columns)
-                if progress is not None:
-                    progress(number, count)
         done = Exported(len(writer), writer.steps, tuple(warnings))
         scaffold.publish()
     return done

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from trajstore.errors import AlreadyExistsError, StorageError, TrajstoreError
 from trajstore.media.storage import LocalStorage, local_path
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,14 @@ class Exported:
     trajectories: int
     steps: int
     warnings: tuple[str, ...] = ()
+
+
+def counted(items: Iterable[T], progress: Callable[[int, int], None] | None, total: int, done: int = 0) -> Iterator[T]:
+    """The items; ``progress`` is told after each how many of all are done, ``done`` of them before the first."""
+    for number, item in enumerate(items, done + 1):
+        yield item
+        if progress is not None:
+            progress(number, total)
 
 
 @contextmanager

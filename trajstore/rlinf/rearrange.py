@@ -11,6 +11,7 @@ from trajstore.errors import AlreadyExistsError, FormatError, NotFoundError, Sch
 from trajstore.format.layout import PRIVATE, is_temporary
 from trajstore.media.storage import LocalStorage, Storage
 from trajstore.operations.assembly import Destination, Scaffold, located
+from trajstore.operations.output import counted
 from trajstore.rlinf.folder import INDEXES, METADATA, Folder, file_name, find_ranks, read_folder, write_index
 
 #: What a move has still to remove; in the destination until it is done.
@@ -120,12 +121,10 @@ def _rearrange(
     done = Rearrangement(parent.describe(name), len(pieces), samples, not copy, missing)
     scaffold = Scaffold(destination)
     with scaffold as session:
-        for number, (origin, old) in zip(ids, pieces):
+        for number, (origin, old) in enumerate(counted(pieces, report, len(pieces))):
             folder = folders[origin]
             target = file_name(number, folder.middle(old), kind)
             _bring(session.storage, folder.storage, folder.files[old], target, link=not copy)
-            if report is not None:
-                report(number + 1, len(pieces))
         write_index(session.storage, entries, ids, metadata)
         if not copy:
             files: dict[str, dict[str, str]] = {}
