@@ -39,7 +39,7 @@ HEAVY = {
     "ale_py": {"demo"},
     "av": {"operations.videoreader", "operations.videowriter"},
     "click": {"cli", "compat"},
-    "dask": {"operations.tasks"},
+    "dask": {"engine.steps", "operations.tasks"},
     "distributed": {"operations.tasks"},
     "gymnasium": {"cli", "collect", "demo", "vectordemo"},
     "h5py": {"exporters", "media.hdf5storage", "importers"},
@@ -103,6 +103,8 @@ def imports(path: Path, *, types_too: bool = True) -> Iterator[tuple[int, str]]:
             assert node.level == 0, f"{path}:{node.lineno}: relative import; write the full name"
             for alias in node.names:
                 yield node.lineno, f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "optional":
+            yield node.lineno, ast.literal_eval(node.args[0])
 
 
 def rooms_used(path: Path) -> Iterator[tuple[int, str]]:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numcodecs import Blosc
 
 from trajstore.dataset import Dataset
-from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.engine.optional import optional
+from trajstore.errors import SchemaError
 from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import chosen, relation
@@ -35,11 +37,7 @@ def export_diffusion_policy(
     named in the warnings. The ``/`` of a nested field becomes ``_``. Chunks of about 1 MiB, Blosc Zstd.
     Raises ``SchemaError`` if a field that was asked for cannot be carried, or a trajectory lacks one.
     """
-    try:
-        import zarr
-        from numcodecs import Blosc
-    except ImportError as error:
-        raise MissingDependencyError("this needs zarr", hint="pip install 'trajstore[zarr]'") from error
+    zarr = optional("zarr", "zarr")
     relations = {name: "whole" if spec.whole else relation(dataset, name) for name, spec in dataset.fields.items()}
     able = [name for name in dataset.fields if relations[name] in ("main", "last_row_extra")]
     names = able if fields is None else chosen(dataset, fields)

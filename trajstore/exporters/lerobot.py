@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from trajstore.dataset import Dataset
-from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.engine.optional import optional
+from trajstore.errors import SchemaError
 from trajstore.operations.carriage import Carriage
 from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import Episode, Roles, episodes, find_roles, not_carried
@@ -64,7 +65,7 @@ def export_lerobot(
     """
     if images not in ("png", "video"):
         raise SchemaError(f"images={images!r}", hint="images is 'png' or 'video'")
-    pyarrow = _pyarrow()
+    pyarrow, parquet = optional("pyarrow", "interchange"), optional("pyarrow.parquet", "interchange")
     found = find_roles(dataset, fields, **roles)
     features = _features(dataset, found, images)
     tasks: dict[str, int] = {}
@@ -79,7 +80,6 @@ def export_lerobot(
             place = writer.add(number, one, found, mine)
             rows.append({**place, "tasks": [list(tasks)[mine]], "length": len(one)})
         writer.end()
-        parquet = pyarrow.parquet
         parquet.write_table(pyarrow.Table.from_pylist(rows), os.path.join(aside, "meta/episodes", _FILE.format(0)))
         table = pyarrow.table({"task_index": list(tasks.values()), "__index_level_0__": list(tasks)})
         parquet.write_table(table.replace_schema_metadata(_index_metadata()), os.path.join(aside, "meta/tasks.parquet"))
@@ -94,22 +94,11 @@ def export_lerobot(
     return Exported(len(dataset), int(dataset.lengths.sum()), tuple(warnings))
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError("this needs pyarrow", hint="pip install 'trajstore[interchange]'") from error
-    return pyarrow
-
-
 def _png(frame: np.ndarray[Any, Any]) -> bytes:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingDependencyError("images need Pillow", hint="pip install 'trajstore[interchange]'") from error
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(frame)).save(out, format="PNG", compress_level=1)
+    optional("PIL.Image", "interchange").fromarray(np.ascontiguousarray(frame)).save(
+        out, format="PNG", compress_level=1
+    )
     return out.getvalue()
 
 

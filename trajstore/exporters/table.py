@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 
 from trajstore.dataset import Dataset
-from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.engine.optional import optional
+from trajstore.errors import SchemaError
 from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import chosen
@@ -25,11 +26,7 @@ def export_table(
 
     The fields' rows are not in it: their names are in the warnings.
     """
-    try:
-        import pyarrow
-        from pyarrow import feather, parquet
-    except ImportError as error:
-        raise MissingDependencyError("this needs pyarrow", hint="pip install 'trajstore[interchange]'") from error
+    pyarrow = optional("pyarrow", "interchange")
     suffix = os.path.splitext(os.fspath(path))[1]
     if suffix not in (".parquet", ".arrow", ".feather"):
         raise SchemaError(f"{os.fspath(path)} names no table format", hint="end it with .parquet, .arrow or .feather")
@@ -39,9 +36,9 @@ def export_table(
     with made_aside(path) as aside:
         found = pyarrow.table(columns)
         if suffix == ".parquet":
-            parquet.write_table(found, aside, compression="zstd")
+            optional("pyarrow.parquet", "interchange").write_table(found, aside, compression="zstd")
         else:
-            feather.write_feather(found, aside)
+            optional("pyarrow.feather", "interchange").write_feather(found, aside)
     left = [name for name in dataset.fields if name not in names]
     warnings = (f"rows of fields left out: {', '.join(left)}",) if left else ()
     return Exported(len(dataset), int(dataset.lengths.sum()), warnings)

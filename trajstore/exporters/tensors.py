@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.dataset import Dataset
+from trajstore.engine.optional import optional
 from trajstore.errors import MissingDependencyError, SchemaError
 from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, counted, made_aside
@@ -44,8 +45,7 @@ def export_pt(
     ``torch.load(file, weights_only=True)`` reads them. JSON fields are left out; a field that a trajectory lacks is
     ``None``; bfloat16 stays bfloat16.
     """
-    import torch
-
+    torch = optional("torch", "torch")
     names = chosen(dataset, fields)
     left = [name for name in names if dataset.fields[name].dtype == "json"]
     names = [name for name in names if name not in left]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.errors import FormatError, MissingDependencyError
+from trajstore.engine.optional import optional
+from trajstore.errors import FormatError
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
 
@@ -25,10 +26,7 @@ def import_diffusion_policy(
 
     ``options`` are those of :func:`trajstore.create`. Raises ``FormatError`` where lengths and ends disagree.
     """
-    try:
-        import zarr
-    except ImportError as error:
-        raise MissingDependencyError("this needs zarr", hint="pip install 'trajstore[zarr]'") from error
+    zarr = optional("zarr", "zarr")
     place = os.fspath(source)
     store: Any = zarr.storage.ZipStore(place, mode="r") if place.endswith(".zip") else place
     try:

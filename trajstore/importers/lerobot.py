@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.errors import FormatError, MissingDependencyError, NotFoundError
+from trajstore.engine.optional import optional
+from trajstore.errors import FormatError, NotFoundError
 from trajstore.operations.filling import Parts, fill_store
 from trajstore.operations.output import Exported
 from trajstore.operations.videoreader import VideoReader
@@ -33,10 +34,7 @@ def import_lerobot(
     Videos need PyAV; where they are lossy (YUV) their frames are what it decodes, and a warning says so.
     """
     root = os.fspath(source)
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MissingDependencyError("this needs pyarrow", hint="pip install 'trajstore[interchange]'") from error
+    parquet = optional("pyarrow.parquet", "interchange")
     try:
         with open(os.path.join(root, "meta/info.json")) as file:
             info = json.load(file)
@@ -167,8 +165,4 @@ def _rows(column: Any, feature: Mapping[str, Any]) -> np.ndarray[Any, Any]:
 
 
 def _image(data: bytes) -> np.ndarray[Any, Any]:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingDependencyError("images need Pillow", hint="pip install 'trajstore[interchange]'") from error
-    return np.asarray(Image.open(io.BytesIO(data)))
+    return np.asarray(optional("PIL.Image", "interchange").open(io.BytesIO(data)))

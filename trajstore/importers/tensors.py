@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trajstore.engine.optional import optional
 from trajstore.errors import FormatError, MissingDependencyError, NotFoundError
 from trajstore.format.schema import Clock, Field
 from trajstore.operations.filling import Parts, fill_store
@@ -28,10 +29,7 @@ def import_pt(
     which a store gives. They are read with ``weights_only=True``: what asks for more than tensors is refused.
     Raises ``NotFoundError``, ``FormatError``.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError("this needs torch", hint="pip install 'trajstore[torch]'") from error
+    torch = optional("torch", "torch")
     place = os.fspath(source)
     files = sorted(name for name in os.listdir(place) if name.endswith(".pt")) if os.path.isdir(place) else []
     if not files:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from trajstore.errors import MissingDependencyError, NotFoundError
+from trajstore.engine.optional import optional
+from trajstore.errors import NotFoundError
 
 Task = TypeVar("Task")
 Shared = TypeVar("Shared")
@@ -84,18 +85,13 @@ def connected(address: str | None) -> Iterator[Any]:
     if address is None:
         yield None
         return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a cluster needs Dask, which is not installed", hint="pip install 'trajstore[dask]'"
-        ) from error
+    distributed = optional("distributed", "dask")
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:  # a client that reaches nobody takes a minute to give up
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except (OSError, ValueError) as error:
         raise NotFoundError(f"no Dask scheduler answers at {address}: {error}", hint="tcp://HOST:PORT") from error
-    with Client(address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+    with distributed.Client(address, set_as_default=False) as client:
         yield client
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.errors import CorruptionError, MissingDependencyError, NotFoundError
+from trajstore.engine.optional import optional
+from trajstore.errors import CorruptionError, NotFoundError
 
 #: Pixel formats in which RGB frames come back as they went in.
 _EXACT = ("gbrp", "rgb24", "bgr24", "rgb0", "bgr0")
@@ -20,11 +21,7 @@ class VideoReader:
     """
 
     def __init__(self) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise MissingDependencyError("videos need PyAV", hint="pip install 'trajstore[video]'") from error
-        self._av = av
+        self._av = optional("av", "video")
         self._path = ""
         self._container: Any = None
         self._frames: Iterator[Any] = iter(())

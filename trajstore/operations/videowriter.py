@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.errors import MissingDependencyError, SchemaError
+from trajstore.engine.optional import optional
+from trajstore.errors import SchemaError
 
 _FILE_BYTES = 200 << 20  # as LeRobot's own default
 _KEY_FRAMES = "2"  # LeRobot's too: a random frame costs two decoded ones at most
@@ -24,11 +25,7 @@ class VideoWriter:
     """
 
     def __init__(self, folder: str, fps: float, crf: int = 0) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise MissingDependencyError("videos need PyAV", hint="pip install 'trajstore[video]'") from error
-        self._av = av
+        self._av = optional("av", "video")
         self._folder = os.path.join(folder, "chunk-000")
         self._rate = Fraction(fps).limit_denominator(100_000)
         self._crf = crf

@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from trajstore.errors import FormatError, MissingDependencyError
+from trajstore.engine.optional import optional
+from trajstore.errors import FormatError
 from trajstore.media.storage import Storage
 
 _HINT = "nothing was executed; it was not written by the buffer, or is damaged"
@@ -20,7 +21,7 @@ def load_batch(storage: Storage, name: str) -> dict[str, Any]:
     Raises ``FormatError`` for a file that asks for anything but tensors, arrays and plain containers,
     ``MissingDependencyError`` without PyTorch.
     """
-    torch = _torch()
+    torch = optional("torch", "torch")
     data = storage.read(name)
     place = storage.describe(name)
     try:
@@ -39,7 +40,7 @@ def load_batch(storage: Storage, name: str) -> dict[str, Any]:
 
 def save_batch(storage: Storage, name: str, value: Mapping[str, Any]) -> None:
     """Write a new batch file, its bytes durable. A ``.pkl`` is a pickle, because that is what its readers take."""
-    torch = _torch()
+    torch = optional("torch", "torch")
     buffer = io.BytesIO()
     if name.endswith(".pt"):
         torch.save(dict(value), buffer)
@@ -48,21 +49,11 @@ def save_batch(storage: Storage, name: str, value: Mapping[str, Any]) -> None:
     storage.write(name, [buffer.getbuffer()])
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            "batches are files of PyTorch, which is not installed", hint="pip install 'trajstore[torch]'"
-        ) from error
-    return torch
-
-
 class _Unpickler(pickle.Unpickler):
     """Knows tensors, arrays and plain containers, and looks up no other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        torch = _torch()
+        torch = optional("torch", "torch")
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return _storage_from_bytes
@@ -96,4 +87,4 @@ def _has_old_core() -> bool:
 
 def _storage_from_bytes(data: bytes) -> Any:
     """What PyTorch's function of this name does, but for running what the bytes say."""
-    return _torch().load(io.BytesIO(data), weights_only=True)
+    return optional("torch", "torch").load(io.BytesIO(data), weights_only=True)
