@@ -20,6 +20,7 @@ from trajstore.exporters.flat import export_flat
 from trajstore.format.layout import clock_array
 from trajstore.format.schema import MAIN_CLOCK
 from trajstore.media.remotestorage import RemoteStorage
+from trajstore.media.storage import is_url, local_path
 from trajstore.operations.compact import compact
 from trajstore.operations.merge import merge
 
@@ -118,6 +119,19 @@ def test_what_is_missing_or_damaged_there_is_said(url: str) -> None:
     system.rm_file(shard)
     with pytest.raises(CorruptionError, match="missing"):
         trajstore.open(url).read("obs/image")
+
+
+def test_one_rule_says_what_a_url_is(url: str, tmp_path: Path) -> None:
+    for path in ("s3://bucket/run", "memory://run", "simplecache::https://host/run", "git+ssh://host/run"):
+        assert is_url(path)
+        with pytest.raises(StateError, match="is a URL"):
+            local_path(path)
+    for path in ("run.zarr", "/runs/a:b", "c:/runs", "./runs/s3://x", "", url.encode(), None):
+        assert not is_url(path)
+    with pytest.raises(StateError, match="with the URL as a str"):
+        trajstore.open(Path(url))
+    with pytest.raises(SchemaError, match="'' is no path"):
+        trajstore.open("")
 
 
 def test_nothing_is_written_there(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,43 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
         assert storage.size(name) is None
 
 
+def test_no_operation_goes_through_a_symbolic_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a").write_bytes(b"1")
+    storage = LocalStorage(tmp_path / "store")
+    storage.make_root()
+    storage.write("mine", [b"2"])
+    os.symlink(outside, tmp_path / "store/link")
+    other = LocalStorage(tmp_path / "other")
+    other.make_root()
+    for operation, arguments in [
+        (storage.read, ("link/a",)),
+        (storage.size, ("link/a",)),
+        (storage.list, ("link",)),
+        (storage.make_folder, ("link/new",)),
+        (storage.make_folder, ("link/new/er",)),
+        (storage.write, ("link/new", [b"3"])),
+        (storage.append, ("link/a", b"3")),
+        (storage.rename, ("mine", "link/new")),
+        (storage.rename, ("link/a", "new")),
+        (storage.link, ("mine", "link/new")),
+        (storage.link, ("link/a", "new")),
+        (other.link_from, (storage, "link/a", "new")),
+        (other.copy_from, (storage, "link/a", 1, "new")),
+        (storage.remove, ("link/a",)),
+        (storage.sync_folder, ("link",)),
+        (storage.lock, ("link/new",)),
+        (storage.holder, ("link/a",)),
+    ]:
+        with pytest.raises(StorageError, match="store/link is a symbolic link"):
+            operation(*arguments)  # type: ignore[operator]
+    assert sorted(os.listdir(outside)) == ["a"] and (outside / "a").read_bytes() == b"1"
+    assert sorted(storage.list("")) == ["link", "mine"] and other.list("") == []
+    storage.remove("link")  # the link itself, and nothing behind it
+    assert os.listdir(outside) == ["a"]
+
+
 def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

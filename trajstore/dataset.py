@@ -23,8 +23,8 @@ from trajstore.format.expression import Expression
 from trajstore.format.layout import COMMITS, ROOT, is_temporary
 from trajstore.format.schema import LENGTH, MAIN_CLOCK
 from trajstore.media.hdf5storage import Hdf5Storage, is_hdf5
-from trajstore.media.remotestorage import RemoteStorage, is_url
-from trajstore.media.storage import LocalStorage, Storage, local_path
+from trajstore.media.remotestorage import RemoteStorage
+from trajstore.media.storage import LocalStorage, Storage, is_url, local_path
 
 __all__ = ["LENGTH", "Batch", "Dataset", "Place", "Rows", "StepRows", "Table", "Trajectory", "open", "stores"]
 

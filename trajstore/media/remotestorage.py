@@ -9,11 +9,6 @@ from trajstore.errors import MissingDependencyError, NotFoundError, SchemaError,
 from trajstore.media.readonly import ReadOnly
 
 
-def is_url(path: object) -> bool:
-    """Whether a place is written as a URL."""
-    return isinstance(path, str) and "://" in path
-
-
 class RemoteStorage(ReadOnly):
     """The port's reading half, on any file system that fsspec knows.
 

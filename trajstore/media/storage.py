@@ -36,7 +36,7 @@ Piece = bytes | bytearray | memoryview
 
 _OPEN_FILES = 256  # read descriptors kept, by all storages together; a process may often hold no more than 1,024
 _IOV_MAX = 512
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a pathlib.Path of a URL has one slash
+_URL = re.compile(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]+:/")  # fsspec chains them; a pathlib.Path leaves one slash
 _COPY_STEP = 1 << 30
 _LOCK_PATIENCE = 0.5  # seconds; whoever merely asks whether a writer lives holds the lock for microseconds
 
@@ -128,12 +128,17 @@ class Storage(Protocol):
         """Who holds the lock of ``key`` (pid, host, time), or ``None``."""
 
 
+def is_url(path: object) -> bool:
+    """Whether a place is written as a URL."""
+    return isinstance(path, str) and bool(_URL.match(path))
+
+
 def local_path(path: Any) -> str:
     """The absolute path of a local file or folder. Raises ``StateError`` for a URL, ``SchemaError`` for no path."""
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str) or "\0" in text:
+    if not text or not isinstance(text, str) or "\0" in text:
         raise SchemaError(f"{path!r:.60} is no path", hint="give a str or a pathlib.Path")
-    if _URL.match(text):
+    if is_url(text):
         raise StateError(
             f"{text} is a URL, and this takes a local path",
             hint="remote stores are only read: trajstore.open(url), with the URL as a str",
@@ -161,14 +166,21 @@ class LocalStorage:
     def __repr__(self) -> str:
         return f"LocalStorage({self.root!r})"
 
-    def _path(self, key: str) -> str:
+    def describe(self, key: str = "") -> str:
         return f"{self.root}/{key}" if key else self.root
 
-    def describe(self, key: str = "") -> str:
-        return self._path(key)
+    def _path(self, key: str) -> str:
+        """Where a key lies. Raises ``StorageError`` for one that is reached through a symbolic link."""
+        self._refuse_links(key.rpartition("/")[0])
+        return self.describe(key)
+
+    def _folder(self, key: str) -> str:
+        """The same of a folder that is gone into."""
+        self._refuse_links(key)
+        return self.describe(key)
 
     def child(self, key: str) -> LocalStorage:
-        return LocalStorage(self._path(key))
+        return LocalStorage(self.describe(key))
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         with self._guard:
@@ -184,31 +196,29 @@ class LocalStorage:
                     break
                 data += more
         except OSError as error:
-            raise _storage_error("read", self._path(key), error) from error
+            raise _storage_error("read", self.describe(key), error) from error
         return data
 
-    def _refuse_links(self, key: str) -> None:
-        """Raise ``StorageError`` if a folder between the root and a key is a symbolic link; each is looked at once.
+    def _refuse_links(self, folder: str) -> None:
+        """Raise ``StorageError`` if a folder, or one between the root and it, is a symbolic link; looked at once.
 
         The root itself may be one: where a store stands is its owner's business.
         """
-        folder = key.rpartition("/")[0]
         if folder in self._plain:
             return
-        self._refuse_links(folder)
+        self._refuse_links(folder.rpartition("/")[0])
         try:
-            status = os.lstat(self._path(folder))
+            status = os.lstat(self.describe(folder))
         except OSError:
             return  # whatever is done next says what is wrong
         if stat.S_ISLNK(status.st_mode):
             raise StorageError(
-                f"{self._path(folder)} is a symbolic link",
+                f"{self.describe(folder)} is a symbolic link",
                 hint="no links are followed inside a store: copy what it names",
             )
         self._plain.add(folder)
 
     def _open(self, key: str) -> _ReadFile:
-        self._refuse_links(key)
         path = self._path(key)
         try:
             # Not to wait for ever where a pipe stands.
@@ -239,21 +249,23 @@ class LocalStorage:
                     del storage._files[key]
 
     def size(self, key: str) -> int | None:
+        path = self._path(key)
         try:
-            status = os.lstat(self._path(key))
+            status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _storage_error("look at", self._path(key), error) from error
+            raise _storage_error("look at", path, error) from error
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def list(self, folder: str) -> list[str]:
+        path = self._folder(folder)
         try:
-            return os.listdir(self._path(folder))
+            return os.listdir(path)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise _storage_error("list", self._path(folder), error) from error
+            raise _storage_error("list", path, error) from error
 
     def make_root(self) -> bool:
         missing = []
@@ -289,7 +301,6 @@ class LocalStorage:
         self._create(key, pieces, (self._path(base[0]), base[1]) if base is not None else None, sync)
 
     def _create(self, key: str, pieces: Sequence[Piece], base: tuple[str, int] | None, sync: bool) -> None:
-        self._refuse_links(key)
         path = self._path(key)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -326,32 +337,35 @@ class LocalStorage:
             raise _storage_error("append to", path, error) from error
 
     def rename(self, source: str, target: str) -> None:
+        path, goal = self._path(source), self._path(target)
         try:
-            os.rename(self._path(source), self._path(target))
+            os.rename(path, goal)
         except OSError as error:
-            raise _storage_error(f"rename {source} to", self._path(target), error) from error
+            raise _storage_error(f"rename {source} to", goal, error) from error
         with self._guard:
             self._files.pop(target, None)
 
     def link(self, source: str, target: str) -> None:
+        path, goal = self._path(source), self._path(target)
         try:
-            os.link(self._path(source), self._path(target), follow_symlinks=False)
+            os.link(path, goal, follow_symlinks=False)
         except FileExistsError as error:
-            raise AlreadyExistsError(f"{self._path(target)} exists") from error
+            raise AlreadyExistsError(f"{goal} exists") from error
         except OSError as error:
-            raise _storage_error(f"link {source} to", self._path(target), error) from error
+            raise _storage_error(f"link {source} to", goal, error) from error
 
     def link_from(self, other: Storage, source: str, target: str) -> None:
         if not isinstance(other, LocalStorage):
-            raise StorageError(f"{other.describe(source)} and {self._path(target)} share no disk", errno=errno.EXDEV)
+            raise StorageError(f"{other.describe(source)} and {self.describe(target)} share no disk", errno=errno.EXDEV)
+        path, goal = other._path(source), self._path(target)
         try:
-            os.link(other._path(source), self._path(target), follow_symlinks=False)
+            os.link(path, goal, follow_symlinks=False)
         except FileExistsError as error:
-            raise AlreadyExistsError(f"{self._path(target)} exists") from error
+            raise AlreadyExistsError(f"{goal} exists") from error
         except OSError as error:
             if error.errno == errno.ENOENT and other.size(source) is None:
                 raise NotFoundError(f"there is no file {other.describe(source)}") from error
-            raise _storage_error(f"link {other.describe(source)} to", self._path(target), error) from error
+            raise _storage_error(f"link {path} to", goal, error) from error
 
     def copy_from(self, other: Storage, source: str, length: int, target: str) -> None:
         if isinstance(other, LocalStorage):
@@ -363,7 +377,6 @@ class LocalStorage:
         self.write(target, [data])
 
     def remove(self, key: str) -> None:
-        self._refuse_links(key)
         path = self._path(key)
         try:
             if stat.S_ISDIR(os.lstat(path).st_mode):
@@ -378,7 +391,7 @@ class LocalStorage:
             raise _storage_error("remove", path, error) from error
 
     def sync_folder(self, folder: str) -> None:
-        path = self._path(folder)
+        path = self._folder(folder)
         if folder in self._lost:
             raise StorageError(
                 f"an earlier sync of the folder {path} failed, and names in it may be lost",
