@@ -131,6 +131,29 @@ def test_ls_filters_sorts_and_limits(store: Path) -> None:
     assert len(cli("ls", store).stdout.splitlines()) == 11
 
 
+def test_ls_shows_texts_as_the_columns_that_they_are(tmp_path: Path) -> None:
+    for rank, texts in enumerate((["maze", None, "two\nlines \x1b[31m"], ["half \ud800", "", "ärger"])):
+        with trajstore.create(tmp_path, part=f"rank{rank}", handle_signals=False) as writer:
+            for seed, text in enumerate(texts):
+                writer.append({"x": np.zeros(2)}, seed=seed, level=text)
+    assert list(trajstore.open(tmp_path).table["level"]) == [
+        "maze",
+        None,
+        "two\nlines \x1b[31m",
+        "half \ud800",
+        "",
+        "ärger",
+    ]
+    lines = cli("ls", tmp_path, "--columns", "level").stdout.splitlines()
+    assert [line.split(maxsplit=1)[1:] for line in lines] == [
+        ["level"], ["maze"], ["-"], [r"two\nlines \x1b[31m"], [r"half \ud800"], [], ["ärger"],
+    ]  # fmt: skip
+    assert "level" in cli("ls", tmp_path).stdout.splitlines()[0]
+    found = json.loads(cli("ls", tmp_path, "--sort", "level", "--where", "level != 'maze'", "--json").stdout)
+    assert [row["index"] for row in found] == [4, 3, 2, 5, 1]
+    assert found[2]["level"] == "two\nlines \x1b[31m" and found[1]["level"] == "half \ud800"
+
+
 @pytest.mark.parametrize(
     "words", [["--where", "sucess"], ["--where", "1 +"], ["--sort", "nothing"], ["--columns", "seed,nothing"]]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 import numpy as np
 
@@ -38,25 +40,32 @@ def ls(
     """
     from trajstore.dataset import open as open_dataset
     from trajstore.errors import NotFoundError, SchemaError
-    from trajstore.format.schema import LENGTH
 
     dataset = open_dataset(store_of(store, ckpt_dir))
-    table = dataset.table
+    names = list(dataset.table)
     try:
         chosen = np.arange(len(dataset)) if where is None else dataset.matching(where)
     except (SchemaError, NotFoundError) as error:
         raise usage(f"--where: {error.message}") from error
-    names = [name.strip() for name in columns.split(",")] if columns else [*dict.fromkeys([*dataset.columns, LENGTH])]
-    for name in [*names, *([sort] if sort else [])]:
-        if name not in list(table):
-            raise usage(f"there is no column {name!r}; there are {', '.join(table)}")
+    wanted = names if columns is None else [name.strip() for name in columns.split(",")]
+    for name in [*wanted, *([] if sort is None else [sort])]:
+        if name not in names:
+            raise usage(f"there is no column {name!r}; there are {', '.join(names)}")
     if sort is not None:
-        chosen = chosen[np.argsort(table[sort][chosen], kind="stable")]
+        chosen = chosen[_ascending(dataset[chosen].table[sort])]
     if reverse:
         chosen = chosen[::-1]
     chosen = chosen[:limit]
-    values = {"index": chosen, **{name: table[name][chosen] for name in names}}
+    table = dataset[chosen].table
+    values = {"index": chosen, **{name: table[name] for name in wanted}}
     if as_json:
         print_json_list({name: column[i] for name, column in values.items()} for i in range(len(chosen)))
     else:
         print_columns(values)
+
+
+def _ascending(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The order of values, texts that are not there last."""
+    if values.dtype != object:
+        return np.argsort(values, kind="stable")
+    return np.array(sorted(range(len(values)), key=lambda i: (values[i] is None, values[i] or "")), np.int64)

@@ -39,15 +39,21 @@ def plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    click.echo(_json(value, indent=2))
 
 
 def print_json_list(values: Iterable[Any]) -> None:
     """A JSON array, an element a line, without holding all of it."""
     click.echo("[", nl=False)
     for i, value in enumerate(values):
-        click.echo((",\n " if i else "\n ") + json.dumps(plain(value), ensure_ascii=False), nl=False)
+        click.echo((",\n " if i else "\n ") + _json(value), nl=False)
     click.echo("\n]")
+
+
+def _json(value: Any, **settings: Any) -> str:
+    """JSON in UTF-8, in which half a surrogate pair, which UTF-8 lacks, is escaped."""
+    text = json.dumps(plain(value), ensure_ascii=False, **settings)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def print_columns(columns: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -103,7 +109,8 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, np.floating):
         return str(value)
-    return f"{value}" if not isinstance(value, (dict, list)) else json.dumps(plain(value), ensure_ascii=False)
+    text = f"{value}" if not isinstance(value, (dict, list)) else json.dumps(plain(value), ensure_ascii=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def is_number(text: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from trajstore.engine.optional import optional
 from trajstore.engine.selection import Selection
-from trajstore.errors import NotFoundError
+from trajstore.errors import CorruptionError, NotFoundError
 from trajstore.format.schema import LENGTH
 
 Array = np.ndarray[Any, Any]
@@ -28,10 +28,23 @@ class Table(Mapping[str, Any]):
         if name == LENGTH:
             return self._selection.lengths
         if name in self._strings:
-            values = np.empty(len(self._selection), object)
-            values[:] = [trajectory[name] for trajectory in self._selection]
-            return values
+            return self._texts(name)
         raise NotFoundError(f"there is no column {name!r}", hint="there are " + ", ".join(self))
+
+    def _texts(self, name: str) -> Array:
+        """A string field's values (n,), ``None`` where it is absent: one gather for all of them."""
+        pairs = self._selection.field_pairs(name)
+        stops = np.cumsum(pairs[:, 1] - pairs[:, 0])
+        data = self._selection.read(name).tobytes()
+        values = np.empty(len(pairs), object)
+        start = 0
+        try:
+            for number, (stop, absent) in enumerate(zip(stops.tolist(), (pairs[:, 0] < 0).tolist())):
+                values[number] = None if absent else data[start:stop].decode("utf-8", "surrogatepass")
+                start = stop
+        except UnicodeDecodeError as error:
+            raise CorruptionError(f"{name!r} holds no string where a trajectory names one: {error}") from error
+        return values
 
     def __iter__(self) -> Iterator[str]:
         yield from self._selection.columns
