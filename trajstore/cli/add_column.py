@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import click
@@ -20,9 +21,9 @@ from trajstore.cli.output import print_json
 @option("--sum", "summed", metavar="FIELD", help="A column of the sum of a field's rows, such as the return.")
 @option("--returns-to-go", "returns", metavar="FIELD", help="A field: the discounted rewards from each step on.")
 @option("--advantages", nargs=2, metavar="REWARD VALUE", help="A field: generalised advantage estimates.")
-@option("--terminated", default="", metavar="FIELD", help="Of --advantages: after such a step nothing comes.")
+@option("--terminated", metavar="FIELD", help="Of --advantages: after such a step nothing comes.")
 @option("--discount", type=float, help="Of --returns-to-go (1.0) and --advantages (0.99).")
-@option("--decay", type=float, default=0.95, help="Lambda, of --advantages.")
+@option("--decay", type=float, help="Lambda, of --advantages (0.95).")
 @option("--dtype", metavar="DTYPE", help="Of a column; by default that of the values.")
 @option("--default", "default", metavar="VALUE", help="For trajectories appended later without a value.")
 @json_option
@@ -33,9 +34,9 @@ def add_column(
     summed: str | None,
     returns: str | None,
     advantages: tuple[str, str] | None,
-    terminated: str,
+    terminated: str | None,
     discount: float | None,
-    decay: float,
+    decay: float | None,
     dtype: str | None,
     default: str | None,
     as_json: bool,
@@ -55,8 +56,18 @@ def add_column(
 
     if sum(given is not None for given in (expression, summed, returns, advantages)) != 1:
         raise usage("say what it holds by one of --value, --sum, --returns-to-go and --advantages")
-    if expression is not None or summed is not None:
-        values: Any = expression if expression is not None else _sum_of(str(summed))
+    is_column = expression is not None or summed is not None
+    for flag, given, fits, what in (
+        ("--terminated", terminated, advantages is not None, "--advantages"),
+        ("--decay", decay, advantages is not None, "--advantages"),
+        ("--discount", discount, not is_column, "--returns-to-go and --advantages"),
+        ("--dtype", dtype, is_column, "--value and --sum"),
+        ("--default", default, is_column, "--value and --sum"),
+    ):
+        if given is not None and not fits:
+            raise usage(f"{flag} is for {what}")
+    if is_column:
+        values: Any = expression if expression is not None else _sum_of(store, str(summed))
         add(store, name, values, dtype=dtype, default=_number(default))
         kind = "column"
     elif returns is not None:
@@ -64,14 +75,24 @@ def add_column(
         kind = "field"
     else:
         reward, value = advantages or ("", "")
-        rule = Advantages(reward, value, terminated, 0.99 if discount is None else discount, decay)
+        given = {"terminated": terminated, "discount": discount, "decay": decay}
+        rule = Advantages(reward, value, **{key: option for key, option in given.items() if option is not None})
         add_field(store, name, rule, like=reward)
         kind = "field"
     print_json({"store": store, kind: name}) if as_json else click.echo(f"added the {kind} {name} to {store}")
 
 
-def _sum_of(field: str) -> Any:
-    return lambda trajectory: float(trajectory[field][:].sum())
+def _sum_of(store: str, field: str) -> Any:
+    from trajstore.dataset import open as open_dataset
+    from trajstore.operations.derive import numeric
+
+    numeric(open_dataset(store), field)
+
+    def summed(trajectory: Any) -> float:
+        rows = trajectory[field]
+        return math.nan if rows is None else float(rows[:].sum())
+
+    return summed
 
 
 def _number(text: str | None) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import inspect
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,8 @@ from typing import Any
 from trajstore.cli.options import one_of, usage
 from trajstore.errors import NotFoundError
 from trajstore.format.layout import ROOT
-from trajstore.media.hdf5storage import is_hdf5
+from trajstore.media.hdf5storage import is_hdf5, reading_hdf5
+from trajstore.media.storage import is_url
 from trajstore.operations.carriage import TITLES, Carriage
 
 
@@ -24,7 +27,8 @@ class Format:
     importer : ``module:function(source, destination, *, progress=None, ...)``, which returns a printable report.
     exporter : ``module:function(dataset, path, *, fields=None, progress=None, ...)``, which returns an ``Exported``;
         its module's ``CARRIES`` says by the format's name what is taken along.
-    suffixes : of files, and markers : of files inside a folder, by which it is recognised.
+    suffixes : of files, markers : of files inside a folder, and hdf5, npz : patterns of names that all stand in such a
+        file, by which it is recognised.
     """
 
     title: str
@@ -32,6 +36,8 @@ class Format:
     exporter: str = ""
     suffixes: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
+    hdf5: tuple[str, ...] = ()
+    npz: tuple[str, ...] = ()
 
 
 FORMATS = {
@@ -41,6 +47,7 @@ FORMATS = {
         "trajstore.exporters.routes:export_routes",
         suffixes=(".npz",),
         markers=("manifest.json", "shards"),
+        npz=("routes_*",),
     ),
     "rlinf": Format(
         "folders of RLinf's embodied replay buffer",
@@ -53,26 +60,38 @@ FORMATS = {
         "trajstore.importers.hdf5:import_hdf5",
         "trajstore.exporters.hdf5:export_hdf5",
         suffixes=(".h5",),
+        hdf5=("manifest", "clocks"),
     ),
     "minari": Format(
         "Minari datasets (HDF5)",
         "trajstore.importers.minari:import_minari",
         "trajstore.exporters.minari:export_minari",
         markers=("data/main_data.hdf5", "main_data.hdf5"),
+        hdf5=("episode_*",),
     ),
     "robomimic": Format(
         "robomimic's and Isaac Lab's HDF5",
         "trajstore.importers.robomimic:import_robomimic",
         "trajstore.exporters.robomimic:export_robomimic",
+        hdf5=("data",),
     ),
-    "d4rl": Format("D4RL's flat HDF5", "trajstore.importers.flat:import_d4rl", "trajstore.exporters.flat:export_d4rl"),
+    "d4rl": Format(
+        "D4RL's flat HDF5",
+        "trajstore.importers.flat:import_d4rl",
+        "trajstore.exporters.flat:export_d4rl",
+        hdf5=("observations", "actions"),
+    ),
     "ogbench": Format(
-        "OGBench's flat npz", "trajstore.importers.flat:import_ogbench", "trajstore.exporters.flat:export_ogbench"
+        "OGBench's flat npz",
+        "trajstore.importers.flat:import_ogbench",
+        "trajstore.exporters.flat:export_ogbench",
+        npz=("observations", "actions", "terminals"),
     ),
     "flat": Format(
         "a plain npz with offsets, no pickles",
         "trajstore.importers.flat:import_flat",
         "trajstore.exporters.flat:export_flat",
+        npz=("*.offsets",),
     ),
     "diffusion_policy": Format(
         "diffusion_policy's and UMI's Zarr replay buffers",
@@ -133,31 +152,67 @@ def carried_table() -> str:
 
 def recognise(path: str, kind: str, flag: str) -> str:
     """The format of a path, by its suffix or what lies in it. A usage error if that cannot be told."""
-    for name in names(kind):
+    if kind == "exporter":
+        found = next((name for name, known in FORMATS.items() if known.exporter and _by_suffix(known, path)), "")
+    elif not os.path.exists(path):
+        raise usage(f"there is nothing at {path}")
+    else:
+        found = recognised(path)
+    if found:
+        return found
+    if kind == "importer" and os.path.exists(os.path.join(path, ROOT)):
+        raise usage(f"{path} is a Zarr group: of a store, merge or compact makes another; else pass {flag}")
+    container = _container(path) if kind == "importer" else ""
+    able = [name for name in names(kind) if not container or getattr(FORMATS[name], container)]
+    raise usage(f"which format {path} is cannot be told: pass {flag}, one of {', '.join(able)}")
+
+
+def recognised(path: str) -> str:
+    """The name of the foreign format of what lies at a path; ``""`` for one that is not known."""
+    container = _container(path)
+    members = _members(path, container)
+    for name in names("importer"):
         known = FORMATS[name]
-        if path.endswith(known.suffixes) and known.suffixes:
+        patterns = getattr(known, container) if container else ()
+        if patterns and all(fnmatch.filter(members, pattern) for pattern in patterns):
             return name
         if any(os.path.exists(os.path.join(path, marker)) for marker in known.markers):
             return name
-    if kind == "importer" and not os.path.exists(path):
-        raise usage(f"there is nothing at {path}")
-    raise usage(f"which format {path} is cannot be told: pass {flag}, one of {', '.join(names(kind))}")
+        if not container and _by_suffix(known, path):
+            return name
+    return ""
+
+
+def _by_suffix(known: Format, path: str) -> bool:
+    return bool(known.suffixes) and path.endswith(known.suffixes)
+
+
+def _container(path: str) -> str:
+    """``"hdf5"`` or ``"npz"`` where such a file lies at a path."""
+    if not os.path.isfile(path):
+        return ""
+    return "hdf5" if is_hdf5(path) else "npz" if zipfile.is_zipfile(path) else ""
+
+
+def _members(path: str, container: str) -> list[str]:
+    if container == "npz":
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    if container == "hdf5":
+        with reading_hdf5(path) as file:
+            return list(map(str, file))
+    return []
 
 
 def store_of(argument: str | None, ckpt_dir: str | None) -> str:
     """The store that a command is to open; data of another format is refused with the way in."""
     path = one_of("STORE", argument, "--ckpt_dir", ckpt_dir)
-    if not os.path.exists(os.path.join(path, ROOT)) and not is_hdf5(path):
-        for name in names("importer"):
-            if _looks_like(FORMATS[name], path):
-                hint = f"take it in with `trajstore import {path} new.zarr`"
-                raise NotFoundError(f"{path} is no store, it looks like {FORMATS[name].title}", hint=hint)
+    if path and not os.path.exists(os.path.join(path, ROOT)) and not is_url(path) and not is_hdf5(path):
+        found = recognised(path)
+        if found:
+            hint = f"take it in with `trajstore import {path} new.zarr`"
+            raise NotFoundError(f"{path} is no store, it looks like {FORMATS[found].title}", hint=hint)
     return path
-
-
-def _looks_like(known: Format, path: str) -> bool:
-    by_name = bool(known.suffixes) and path.endswith(known.suffixes) and os.path.isfile(path)
-    return by_name or any(os.path.exists(os.path.join(path, marker)) for marker in known.markers)
 
 
 def accepted(function: Callable[..., Any], given: Mapping[str, Any], name: str) -> dict[str, Any]:

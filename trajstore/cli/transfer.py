@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -39,6 +40,8 @@ def import_(
       trajstore import ckpt_dir/ run.zarr
       trajstore import routes_a.npz routes_b.npz run.zarr --dedupe seed
     """
+    from trajstore.operations.output import Exported
+
     name = format_name or formats.recognise(sources[0], "importer", "--from")
     function = formats.load(name, "importer")
     given = {"dedupe": dedupe, "unreadable": "skip" if skip_unreadable else None, **formats.more_options(more)}
@@ -46,7 +49,12 @@ def import_(
     source = sources[0] if len(sources) == 1 else list(sources)
     with progress_bar("import", hidden=no_progress or as_json) as progress:
         report = function(source, store, progress=progress, **options)
-    print_json(report) if as_json else click.echo(str(report))
+    if as_json:
+        print_json(report)
+    elif isinstance(report, Exported):
+        _print(report.trajectories, report.warnings, store)
+    else:
+        click.echo(str(report))
 
 
 @click.command()
@@ -126,9 +134,13 @@ def export(
     if as_json:
         print_json({"trajectories": count, "path": path, "bytes": _bytes(path), "format": name, "warnings": warnings})
     else:
-        for warning in warnings:
-            click.echo(f"warning: {warning}", err=True)
-        click.echo(f"{number(count)} trajectories -> {path} ({size(_bytes(path))})")
+        _print(count, warnings, path)
+
+
+def _print(count: int, warnings: Iterable[str], path: str) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{number(count)} trajectories -> {path} ({size(_bytes(path))})")
 
 
 def _bytes(path: str) -> int:

@@ -146,7 +146,8 @@ def add_field(
         head = amendment.head
         if like not in head.schema.fields:
             raise NotFoundError(
-                f"{amendment.snapshot.place} has no field {like!r}", hint="it has " + ", ".join(head.schema.fields)
+                f"{amendment.snapshot.place} has no field {like!r}",
+                hint=f"it has {', '.join(head.schema.fields) or 'none'}",
             )
         model = head.schema.fields[like]
         live = open_dataset(amendment.storage)
@@ -231,8 +232,11 @@ class ReturnsToGo:
     reward: str = "reward"
     discount: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_share("discount", self.discount)
+
     def __call__(self, dataset: Dataset, numbers: Ints) -> Array:
-        rewards = _floats(dataset.read(self.reward, numbers))
+        rewards = _floats(dataset, self.reward, numbers)
         pairs = dataset.field_pairs(self.reward)[numbers]
         return backward(rewards, pairs[:, 1] - pairs[:, 0], np.full(len(rewards), self.discount))
 
@@ -252,8 +256,12 @@ class Advantages:
     discount: float = 0.99
     decay: float = 0.95
 
+    def __post_init__(self) -> None:
+        _check_share("discount", self.discount)
+        _check_share("decay", self.decay)
+
     def __call__(self, dataset: Dataset, numbers: Ints) -> Array:
-        rewards = _floats(dataset.read(self.reward, numbers))
+        rewards = _floats(dataset, self.reward, numbers)
         pairs = dataset.field_pairs(self.reward)[numbers]
         counts = pairs[:, 1] - pairs[:, 0]
         held = dataset.field_pairs(self.value)[numbers]
@@ -265,7 +273,13 @@ class Advantages:
                 f"trajectory {int(numbers[bad])} has {rewarded} rewards and {valued} values",
                 hint="values have as many rows as rewards, or one more",
             )
-        values = _floats(dataset.read(self.value, numbers)).reshape(-1, *rewards.shape[1:])
+        values = _floats(dataset, self.value, numbers)
+        if values[:1].size != rewards[:1].size:
+            raise SchemaError(
+                f"rows of {self.value!r} have the shape {values.shape[1:]}, of {self.reward!r} {rewards.shape[1:]}",
+                hint="give a field with a value for each reward",
+            )
+        values = values.reshape(-1, *rewards.shape[1:])
         starts = np.cumsum(counts + extra) - (counts + extra)
         here = spans(starts, starts + counts)
         last = np.cumsum(counts) - 1
@@ -276,13 +290,33 @@ class Advantages:
         following[last[bootstrapped]] = values[(starts + counts)[bootstrapped]]
         goes_on = np.ones(len(rewards))
         if self.terminated:
-            goes_on = 1.0 - dataset.read(self.terminated, numbers).reshape(len(rewards), -1)[:, 0]
+            ended = _floats(dataset, self.terminated, numbers).astype(np.float64)
+            if len(ended) != len(rewards):
+                raise SchemaError(
+                    f"field {self.terminated!r} has {len(ended)} rows, and {self.reward!r} {len(rewards)}",
+                    hint="give a field with a row for each reward",
+                )
+            goes_on = 1.0 - ended.reshape(len(rewards), -1)[:, 0]
         weight = goes_on.reshape(-1, *(1,) * (rewards.ndim - 1))
         surprise = rewards + self.discount * weight * following - values[here]
         return backward(surprise, counts, self.discount * self.decay * goes_on)
 
 
-def _floats(rows: Array) -> Array:
+def _check_share(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise SchemaError(f"a {name} is a number from 0 to 1, not {value!r:.60}")
+
+
+def numeric(dataset: Dataset, field: str) -> str:
+    """The name of a field, if there is one and its rows are numbers. Raises ``NotFoundError``, ``SchemaError``."""
+    dataset.reader(field)
+    if dataset.fields[field].whole:
+        raise SchemaError(f"field {field!r} is a {dataset.fields[field].dtype}", hint="give a field of numbers")
+    return field
+
+
+def _floats(dataset: Dataset, field: str, numbers: Ints) -> Array:
+    rows = dataset.read(numeric(dataset, field), numbers)
     return rows.astype(np.result_type(rows.dtype, np.float32))
 
 
