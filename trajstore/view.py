@@ -103,7 +103,9 @@ class ViewedTrajectory(Mapping[str, "ViewedRows"]):
         try:
             return self._rows[path]
         except KeyError:
-            raise NotFoundError(f"there is no field {path!r}", hint="there are " + ", ".join(self._rows)) from None
+            raise NotFoundError(
+                f"there is no field {path!r}", hint=f"there are {', '.join(self._rows) or 'none'}"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)

@@ -123,7 +123,9 @@ class Selection:
             part, row = self._all()
             spec = self.columns.get(name)
             if spec is None:
-                raise NotFoundError(f"there is no column {name!r}", hint="there are " + ", ".join(self.columns))
+                raise NotFoundError(
+                    f"there is no column {name!r}", hint=f"there are {', '.join(self.columns) or 'none'}"
+                )
             values = np.empty(len(row), np.dtype(spec.dtype))
             for p, mine in _groups(part, len(self._snapshots)):
                 if name in self._snapshots[p].manifest.schema.columns:

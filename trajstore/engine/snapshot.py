@@ -136,7 +136,8 @@ class Snapshot:
                 spec = self.manifest.schema.fields[path]
             except KeyError:
                 raise NotFoundError(
-                    f"{self.place} has no field {path!r}", hint="it has " + ", ".join(self.manifest.schema.fields)
+                    f"{self.place} has no field {path!r}",
+                    hint=f"it has {', '.join(self.manifest.schema.fields) or 'none'}",
                 ) from None
             reader = self._fields[path] = self._open(spec.array, converter(spec))
         return reader

@@ -45,7 +45,7 @@ def import_robomimic(
         data = file["data"]
         masks = {key: {_text(name) for name in names[()]} for key, names in file.get("mask", {}).items()}
         if mask is not None and mask not in masks:
-            raise FormatError(f"{place} has no mask {mask!r}", hint="it has " + ", ".join(masks))
+            raise FormatError(f"{place} has no mask {mask!r}", hint=f"it has {', '.join(masks) or 'none'}")
         names = sorted((name for name in data if name.startswith("demo_")), key=lambda name: int(name[5:]))
         names = [name for name in names if mask is None or name in masks[mask]][:limit]
         if not names:

@@ -80,7 +80,7 @@ def chosen(dataset: Dataset, fields: Sequence[str] | None, known: Iterable[str] 
     for name in [fields] if isinstance(fields, str) else fields:
         found = [path for path in there if path == name or path.startswith(f"{name}/")]
         if not found:
-            raise NotFoundError(f"there is no field {name!r}", hint="there are " + ", ".join(there))
+            raise NotFoundError(f"there is no field {name!r}", hint=f"there are {', '.join(there) or 'none'}")
         wanted.update(found)
     return [path for path in there if path in wanted]
 

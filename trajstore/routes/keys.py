@@ -103,7 +103,7 @@ def resolve(present: Iterable[str], mode: str = "full", keys: Iterable[str] | No
         wanted = {name if name in there else PREFIX + name for name in keys if name != META}
         missing = sorted(wanted - set(there))
         if missing:
-            raise NotFoundError(f"there is no key {missing[0]!r}", hint="there are " + ", ".join(there))
+            raise NotFoundError(f"there is no key {missing[0]!r}", hint=f"there are {', '.join(there) or 'none'}")
         return [name for name in there if name in wanted]
     if mode not in MODES:
         raise SchemaError(f"{mode!r} is no mode", hint="one of " + ", ".join(MODES))

@@ -88,7 +88,7 @@ class RoutesView:
         path = path_of(key)
         spec = self.dataset.fields.get(path)
         if spec is None:
-            raise NotFoundError(f"there is no key {key!r}", hint="there are " + ", ".join(self.keys))
+            raise NotFoundError(f"there is no key {key!r}", hint=f"there are {', '.join(self.keys) or 'none'}")
         if spec.dtype == "json":
             yield from (None if rows is None else typedjson.loads(rows.tobytes()) for rows in self._rows(path, numbers))
         elif spec.dtype == "string":

@@ -343,7 +343,9 @@ class LiveIndex:
         for path in schema.fields if self._fields is None else self._fields:
             spec = schema.fields.get(path)
             if spec is None:
-                raise NotFoundError(f"there is no field {path!r}", hint="there are " + ", ".join(schema.fields))
+                raise NotFoundError(
+                    f"there is no field {path!r}", hint=f"there are {', '.join(schema.fields) or 'none'}"
+                )
             rows = LiveRows(self, path, spec, bits=self._bits)
             if spec.whole or (self._fields is None and rows.clock.relation in ("none", "timestamps")):
                 if self._fields is not None:

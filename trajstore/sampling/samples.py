@@ -40,7 +40,9 @@ class FieldRows:
         try:
             spec = dataset.fields[path]
         except KeyError:
-            raise NotFoundError(f"there is no field {path!r}", hint="there are " + ", ".join(dataset.fields)) from None
+            raise NotFoundError(
+                f"there is no field {path!r}", hint=f"there are {', '.join(dataset.fields) or 'none'}"
+            ) from None
         if spec.whole:
             raise SchemaError(f"field {path!r} holds {spec.dtype}, which makes no batch", hint="leave it out")
         self.path, self.dtype, self.shape = path, spec.dtype, spec.shape
