@@ -484,7 +484,7 @@ import_routes(sys.argv[1], sys.argv[2], progress=kill, commit_trajectories=1)
 def test_an_import_that_was_killed_is_begun_again(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(CKPT), str(tmp_path / "store")]
     assert subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode == -9
-    assert [p.name for p in tmp_path.iterdir()] == [".store.importing"]
+    assert [p.name for p in tmp_path.iterdir()] == ["tmp.store"]
     with pytest.raises(NotFoundError):
         trajstore.open(tmp_path)  # half an import is no store to anybody
     assert import_routes(CKPT, tmp_path / "store").routes == 8
@@ -533,10 +533,10 @@ def test_bad_sources(tmp_path: Path) -> None:
         import_routes(CKPT, tmp_path / "store", dedupe="id")
     with pytest.raises(SchemaError, match="unreadable"):
         import_routes(CKPT, tmp_path / "store", unreadable="maybe")
-    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine").mkdir(parents=True)
     with pytest.raises(AlreadyExistsError):
         import_routes(CKPT, tmp_path / "store")
-    assert list((tmp_path / "store").iterdir()) == []
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["mine"]
 
 
 def test_a_report_prints() -> None:

@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.errors import AlreadyExistsError, FormatError, LockedError, NotFoundError, SchemaError, TrajstoreError
-from trajstore.format.layout import LOCK
-from trajstore.media.storage import LocalStorage, local_path
+from trajstore.errors import FormatError, NotFoundError, SchemaError, TrajstoreError
 from trajstore.npz import NpzReader
+from trajstore.operations.assembly import located, refuse_existing
+from trajstore.operations.filling import new_store
 from trajstore.routes import META, META_KEYS, RouteRecorder, RoutesSource, check_keys, find_routes, known_dtype, path_of
-from trajstore.writer import Writer, create
 
 __all__ = ["RoutesReport", "import_routes"]
 
 _CONFIG = (
     "env_name distribution_mode max_steps max_ep_len require_success adapt_episodes record_episodes model_ckpt"
 ).split()
-_COMMIT_BYTES = 512 << 20
 
 
 @dataclass
@@ -127,32 +125,8 @@ def import_routes(
         raise SchemaError(f"unreadable={unreadable!r}", hint="unreadable is 'fatal' or 'skip'")
     places = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     sources = [find_routes(place) for place in places]
-    folder, name = os.path.split(local_path(destination))
-    storage = LocalStorage(folder)
-    if os.path.lexists(os.path.join(folder, name)):
-        raise AlreadyExistsError(f"{os.fspath(destination)} exists", hint="choose another path")
-    storage.make_root()
-    staging = f".{name}.importing"  # the store lies one level deeper, where nobody takes it for a part
-    _clear(storage, staging)
-    try:
-        report = _Import(sources, storage.describe(f"{staging}/store"), dedupe, unreadable, progress, options).run()
-        if os.path.lexists(os.path.join(folder, name)):
-            raise AlreadyExistsError(
-                f"{os.fspath(destination)} has come to exist meanwhile", hint="choose another path"
-            )
-        storage.rename(f"{staging}/store", name)
-        storage.sync_folder("")
-    finally:
-        storage.remove(staging)
-    report.destination = os.fspath(destination)
-    return report
-
-
-def _clear(storage: LocalStorage, staging: str) -> None:
-    """Remove what an import that was killed left behind. Raises ``LockedError`` if it is still running."""
-    if storage.holder(f"{staging}/store/{LOCK}") is not None:
-        raise LockedError(f"another import writes to {storage.describe(staging)}", hint="wait for it to end")
-    storage.remove(staging)
+    refuse_existing(*located(destination))  # before all files are looked at
+    return _Import(sources, os.fspath(destination), dedupe, unreadable, progress, options).run()
 
 
 # --- the import -------------------------------------------------------------------------------
@@ -162,19 +136,18 @@ class _Import:
     def __init__(
         self,
         sources: list[RoutesSource],
-        path: str,
+        destination: str,
         dedupe: str | None,
         unreadable: str,
         progress: Callable[[int, int], None] | None,
         options: dict[str, Any],
     ) -> None:
         self._sources = sources
-        self._path = path
         self._dedupe = dedupe
         self._skip = unreadable == "skip"
         self._progress = progress
         self._options = options
-        self._report = RoutesReport()
+        self._report = RoutesReport(destination)
         self._seeds: set[int] = set()
         self._last_seed: int | None = None
         self._read = 0
@@ -187,15 +160,11 @@ class _Import:
         if not total:
             raise NotFoundError(f"there are no routes in {', '.join(s.path for s in self._sources)}")
         natives = _native_dtypes(readable)
-        writer = self._create()
-        try:
+        with new_store(self._report.destination, **self._settings()) as writer:
             recorder = RouteRecorder(writer)
             for file in readable:
                 self._import_file(file, recorder, natives, total)
             self._finish(recorder)
-            writer.close()
-        finally:
-            writer.abandon()
         return self._report
 
     def _look(self, path: str) -> _File | None:
@@ -215,21 +184,18 @@ class _Import:
             return None
         return file
 
-    def _create(self) -> Writer:
+    def _settings(self) -> dict[str, Any]:
+        """How the store is created."""
         manifest = self._sources[0].manifest
         known = {**self._meta, **manifest}
         config = {key: known[key] for key in _CONFIG if key in known}
         target = known.get("num_tasks_target")
-        options = {
+        return {
             "config": config,
             "target": int(target) if isinstance(target, (int, np.integer)) else None,
             "unique": "seed" if self._dedupe else None,
-            "commit_every": None,
-            "commit_bytes": _COMMIT_BYTES,
-            "handle_signals": False,
             **self._options,
         }
-        return create(self._path, **options)
 
     def _import_file(self, file: _File, recorder: RouteRecorder, natives: dict[str, np.dtype[Any]], total: int) -> None:
         if file.boxed:

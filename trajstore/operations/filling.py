@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from trajstore.operations.assembly import Destination, Scaffold
 from trajstore.operations.output import Exported, counted
-from trajstore.writer import create
+from trajstore.writer import Writer, create
 
 #: Fields and columns of one trajectory.
 Parts = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 _COMMIT_BYTES = 512 << 20
+
+
+@contextmanager
+def new_store(destination: Destination, **options: Any) -> Iterator[Writer]:
+    """The writer of a store that appears when the block ends, or after an error not at all.
+
+    ``options`` : of :func:`trajstore.create`. Raises ``AlreadyExistsError``; ``LockedError`` if another is making it.
+    """
+    scaffold = Scaffold(destination)
+    with scaffold as session:
+        session.close()  # the writer takes the lock for itself
+        settings = {"commit_every": None, "commit_bytes": _COMMIT_BYTES, "handle_signals": False, **options}
+        writer = create(session.storage, resume=True, **settings)
+        try:
+            yield writer
+            writer.close()
+        finally:
+            writer.abandon()
+        scaffold.publish()
 
 
 def fill_store(
@@ -36,15 +56,9 @@ def fill_store(
 
     Raises ``AlreadyExistsError``, and what ``trajectories`` and the writer raise; nothing is left behind then.
     """
-    scaffold = Scaffold(destination)
-    with scaffold as session:
-        session.close()  # the writer takes the lock for itself
-        settings = {"commit_every": None, "commit_bytes": _COMMIT_BYTES, "handle_signals": False, **options}
-        with create(session.storage, resume=True, **settings) as writer:
-            if state is not None:
-                writer.state = dict(state)
-            for fields, columns in counted(trajectories, progress, count):
-                writer.append(fields, **columns)
-        done = Exported(len(writer), writer.steps, tuple(warnings))
-        scaffold.publish()
-    return done
+    with new_store(destination, **options) as writer:
+        if state is not None:
+            writer.state = dict(state)
+        for fields, columns in counted(trajectories, progress, count):
+            writer.append(fields, **columns)
+        return Exported(len(writer), writer.steps, tuple(warnings))
