@@ -58,7 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
             from bench.profiles import profile
 
             _say(f"profile of {name} …")
-            report.profiles[name] = profile(name, bench)
+            try:
+                report.profilers[name], report.profiles[name] = profile(name, bench)
+            except SkipRow as error:
+                _say(f"  {name}: {error}")
         if options.scaling:
             from bench import charts, scaling
 

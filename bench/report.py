@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import data
 from bench.remarks import REMARKS
-from bench.rows import Claim, Ratio
+from bench.rows import Claim, Ratio, second_thread
 
 #: Modules of this package that enter rows, under the headings of the page, in its order.
 GROUPS = {
@@ -32,6 +32,7 @@ class Report:
 
     rows : claims by the name of the row that made them. groups : of each row, its heading. seconds : of each row, on
         the clock and of processors, child processes included. skipped : rows that could not be measured, and why.
+    profiles : of a work, shares by kind. profilers : what took its samples.
     """
 
     short: bool
@@ -42,6 +43,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     scaling: dict[str, Any] | None = None
     profiles: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    profilers: dict[str, str] = field(default_factory=dict)
 
     @property
     def claims(self) -> list[Claim]:
@@ -80,6 +82,7 @@ def _claim_from_json(found: Mapping[str, Any]) -> Claim:
 def versions() -> dict[str, str]:
     """What it is measured with, and how busy the machine is before."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
+    found["work of two threads"] = f"{second_thread():.2f}× one's"
     found["load before"] = f"{os.getloadavg()[0]:.1f}"
     found["sampled routes"] = str(len(data.sample()))
     for name in _VERSIONS:
@@ -110,23 +113,24 @@ def markdown(report: Report) -> str:
     if report.skipped:
         parts.append("Not measured: " + "; ".join(f"{name} ({why})" for name, why in report.skipped.items()) + ".")
     for name, shares in report.profiles.items():
-        parts.append(f"### Where the time goes: {name}\n\n{_shares(shares)}")
+        source = f"Samples of {report.profilers[name]}.\n\n" if name in report.profilers else ""
+        parts.append(f"### Where the time goes: {name}\n\n{source}{_shares(shares)}")
     if fallen := _shortfalls(report):
         parts.append(f"### Bars that were not reached, and why\n\n{fallen}")
     return "\n\n".join(parts)
 
 
 def _shortfalls(report: Report) -> str:
+    """A bullet for each row: against whom it falls short, its ratios in the table's order, and the reason."""
     lines = []
     for name, claims in report.rows.items():
-        short = [claim for claim in claims if claim.reached is False]
-        if short:
-            what = "; ".join(
-                f"{c.work} / {c.peer}: {number(c.ratio.median)}× of {_bar(c)} ({number(c.ratio.low)} … "
-                f"{number(c.ratio.high)})"
-                for c in short
-            )
-            lines.append(f"- **{name}**. {what}. {REMARKS.get(name, '')}".rstrip())
+        ratios: dict[tuple[str, str], list[str]] = {}
+        for claim in claims:
+            if claim.reached is False:
+                ratios.setdefault((claim.peer, _bar(claim)), []).append(f"{number(claim.ratio.median)}×")
+        if ratios:
+            short = "; ".join(f"{peer}: {', '.join(found)} of {bar}" for (peer, bar), found in ratios.items())
+            lines.append(f"- **{name}** ({short}). {REMARKS.get(name, '')}".rstrip())
     return "\n".join(lines)
 
 

@@ -20,8 +20,9 @@ import multiprocessing
 import shutil
 import statistics
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,22 @@ class Bench:
                 times.cpu[name].append((time.process_time() - used) / inner)
                 times.peak[name] = max(times.peak[name], _peak() - before)
         return times
+
+
+def second_thread() -> float:
+    """How many times the work of one thread two do: 2 on cores of their own, less where processors share one."""
+    packed = zlib.compress(np.random.default_rng(0).integers(0, 16, 4 << 20, np.uint8).tobytes(), 1)
+
+    def inflated(_: int) -> float:
+        begun = time.thread_time()
+        zlib.decompress(packed)
+        return time.thread_time() - begun
+
+    def seconds(threads: int) -> float:
+        with ThreadPoolExecutor(threads) as pool:
+            return statistics.mean(pool.map(inflated, range(4 * threads)))
+
+    return float(statistics.median(2 * seconds(1) / seconds(2) for _ in range(5)))
 
 
 def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:

@@ -11,7 +11,7 @@ import pytest
 from bench.__main__ import _load
 from bench.data import COLUMNS, routes, trajectory
 from bench.peers import users_layout
-from bench.profiles import shares
+from bench.profiles import shares, symbol_shares
 from bench.remarks import REMARKS
 from bench.report import GROUPS, Report, table, with_report
 from bench.rows import Bench, Claim, Ratio, Times, WrongResultError
@@ -76,7 +76,7 @@ def test_the_page_keeps_what_stands_around_the_report() -> None:
 def test_each_bar_that_is_not_reached_is_explained() -> None:
     report = a_report()
     explained = with_report("", report).partition("and why")[2]
-    assert "work / peer: 2.00× of ≥ 4" in explained
+    assert "(peer: 2.00× of ≥ 4)" in explained
     assert REMARKS["ingest"] in explained
     assert "other" not in explained
 
@@ -135,3 +135,31 @@ def test_samples_of_a_profile_count_for_their_innermost_work() -> None:
         "packing and its check, or unpacking": 0.2,
         "Python, NumPy's and numcodecs' wrappers, threads": 0.1,
     }
+
+
+def test_samples_of_the_kernel_count_for_library_and_symbol() -> None:
+    numpy = "(/usr/lib/numpy/_core/_multiarray_umath.so)"
+    found = symbol_shares(
+        [
+            "  7f01 LZ4_compress_fast (/usr/lib/numcodecs/blosc.so)",
+            "  7f02 [unknown] (/usr/lib/numcodecs/blosc.so)",
+            "ffff03 clear_page_erms ([kernel.kallsyms])",
+            "  7f04 __memmove_avx512_unaligned_erms (/usr/lib/libc.so.6)",
+            "  7f05 crc32c::ExtendSse42 (/usr/lib/libcrc32c.so)",
+            f"  7f06 FLOAT_multiply {numpy}",
+            f"  7f07 PyArray_TakeFrom {numpy}",
+            f"  7f08 PyArray_FromAny_int {numpy}",
+            "  7f09 take_gil (/usr/lib/libpython.so)",
+            "",
+            "  7f0a _PyEval_EvalFrameDefault (/usr/lib/libpython.so)",
+        ]
+    )
+    assert found is not None
+    assert {kind: round(share, 1) for kind, share in found.items()} == {
+        "codec": 0.2,
+        "the kernel: files, page faults, scheduling": 0.1,
+        "copy of rows, checksums": 0.2,
+        "packing and its check, or unpacking": 0.2,
+        "Python, NumPy's and numcodecs' wrappers, threads": 0.3,
+    }
+    assert symbol_shares([]) is None
