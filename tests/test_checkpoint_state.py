@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import OrderedDict, defaultdict
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sameness import same
 from trajstore.checkpoint import Checkpoints, File, read_folder, write_folder
 from trajstore.checkpoint.tree import Flattening, Unflattening
 from trajstore.errors import NotFoundError, SchemaError
@@ -25,21 +25,6 @@ def ckpts(tmp_path):
 def round_trip(checkpoints, state):
     checkpoints.save(len(checkpoints.list()), state)
     return checkpoints.restore().state
-
-
-def equal(left, right):
-    """Same types, values and bits, all the way down."""
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, dict):
-        return list(left) == list(right) and all(equal(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(equal, left, right))
-    if isinstance(left, np.ndarray):
-        return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
-    if isinstance(left, float):
-        return left == right or (math.isnan(left) and math.isnan(right))
-    return left == right
 
 
 scalars = (
@@ -71,7 +56,7 @@ def test_any_nesting_comes_back_from_its_structure(state):
     from trajstore.format import typedjson
 
     node = typedjson.loads(typedjson.dumps(flat.node))
-    assert equal(Unflattening([e.start for e in extents], lambda i: data[i].copy()).build(node), state)
+    assert same(Unflattening([e.start for e in extents], lambda i: data[i].copy()).build(node), state)
 
 
 def test_any_nesting_comes_back_from_disk(ckpts):
@@ -89,9 +74,9 @@ def test_any_nesting_comes_back_from_disk(ckpts):
         "Array": np.ones(2),
     }
     back = round_trip(ckpts, state)
-    assert equal(back.pop("array"), np.ascontiguousarray(state.pop("array")))
-    assert equal(back, state)
-    assert equal(round_trip(ckpts, [1, np.arange(3)]), [1, np.arange(3)])
+    assert same(back.pop("array"), np.ascontiguousarray(state.pop("array")))
+    assert same(back, state)
+    assert same(round_trip(ckpts, [1, np.arange(3)]), [1, np.arange(3)])
 
 
 def test_arrays_larger_than_a_chunk(ckpts):

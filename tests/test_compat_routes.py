@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import trajstore
+from tests.sameness import loaded, same
 from trajstore.compat import routes_ckpt_storage
 from trajstore.compat.routes_ckpt_storage import CheckpointManifest, RoutesShardWriter, build_routes_npz_from_ckpt
 from trajstore.errors import AlreadyExistsError, FormatError, LockedError, NotFoundError, SchemaError
@@ -114,25 +115,6 @@ def collect(script: Path, folder: Path, *flags: str, kill_after: int | None = No
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def load(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=True) as file:
-        return {name: file[name] for name in file.files}
-
-
-def same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, np.ndarray) and not a.dtype.hasobject:
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, np.ndarray) and not a.shape:
-        return same(a.item(), b.item())
-    if isinstance(a, (list, tuple, np.ndarray)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict):
-        return same(list(a.items()), list(b.items()))
-    return bool(a == b) or (a != a and b != b)
-
-
 def assert_same_routes(got: dict[str, Any], expected: dict[str, Any], *, but: tuple[str, ...] = ()) -> None:
     assert list(got) == list(expected)
     for name, array in expected.items():
@@ -151,7 +133,7 @@ def test_killed_and_resumed_it_collects_what_an_uninterrupted_run_does(script: P
         assert collect(script, tmp_path / "killed", *flags, kill_after=chance.randint(1, 12)).returncode in (0, -9)
     done = collect(script, tmp_path / "killed", *flags)
     assert done.returncode == 0, done.stderr
-    whole, killed = load(tmp_path / "whole.npz"), load(tmp_path / "killed.npz")
+    whole, killed = loaded(tmp_path / "whole.npz"), loaded(tmp_path / "killed.npz")
     assert whole["routes_seed"].tolist() == [s for s in range(100) if s % 3 and not 40 <= s < 56][:40]
     assert_same_routes(killed, whole, but=("meta",))
     assert killed["meta"].item()["num_tasks_collected"] == 40
@@ -159,10 +141,10 @@ def test_killed_and_resumed_it_collects_what_an_uninterrupted_run_does(script: P
 
 def test_the_target_is_raised_on_resume(script: Path, tmp_path: Path) -> None:
     assert collect(script, tmp_path / "c", "--num_tasks", "9").returncode == 0
-    first = load(tmp_path / "c.npz")
+    first = loaded(tmp_path / "c.npz")
     done = collect(script, tmp_path / "c", "--num_tasks", "30", "--resume")
     assert done.returncode == 0, done.stderr
-    second = load(tmp_path / "c.npz")
+    second = loaded(tmp_path / "c.npz")
     assert len(first["routes_seed"]) == 9 and len(second["routes_seed"]) == 30
     assert second["routes_seed"].tolist() == [s for s in range(100) if s % 3 and not 40 <= s < 56][:30]
     assert same(first["routes_obs"], second["routes_obs"][:9])
@@ -193,7 +175,7 @@ def test_an_old_folder_goes_on(script: Path, tmp_path: Path) -> None:
     with RoutesShardWriter(old, manifest=CheckpointManifest.load(old)) as writer:
         assert writer.import_report is not None and writer.import_report.routes == 8
         assert (writer.manifest.num_tasks_collected, writer.manifest.current_seed) == (8, 1024)
-        clean = load(CLEAN)
+        clean = loaded(CLEAN)
         append(writer, clean, 0, seed=1003)  # stored already
         append(writer, clean, 1, seed=1024)
         assert writer.manifest.num_tasks_collected == 9
@@ -201,7 +183,7 @@ def test_an_old_folder_goes_on(script: Path, tmp_path: Path) -> None:
     with RoutesShardWriter(old) as writer:
         assert writer.import_report is None and writer.manifest.num_tasks_collected == 9
     build_routes_npz_from_ckpt(old, tmp_path / "out.npz", show_progress=False)
-    assert load(tmp_path / "out.npz")["routes_seed"].tolist() == [*clean["routes_seed"].tolist(), 1024]
+    assert loaded(tmp_path / "out.npz")["routes_seed"].tolist() == [*clean["routes_seed"].tolist(), 1024]
 
 
 def test_an_old_folder_whose_manifest_ran_ahead_goes_back_to_the_first_seed_lost(tmp_path: Path) -> None:
@@ -251,7 +233,7 @@ def manifest_of(folder: Path, **changes: Any) -> CheckpointManifest:
     ],
 )
 def test_the_sample_through_append_route_gives_the_clean_file(folder: Path, clean: Path, tmp_path: Path) -> None:
-    routes = load(clean)
+    routes = loaded(clean)
     new = manifest_of(folder, num_tasks_collected=0, current_seed=1000, seeds_attempted=0, shards_written=0)
     writer = RoutesShardWriter(tmp_path / "c", manifest=new)
     for i in range(len(routes["routes_seed"])):
@@ -262,11 +244,11 @@ def test_the_sample_through_append_route_gives_the_clean_file(folder: Path, clea
     assert build_routes_npz_from_ckpt(tmp_path / "c", tmp_path / "out.npz", show_progress=False) == len(
         routes["routes_seed"]
     )
-    assert_same_routes(load(tmp_path / "out.npz"), routes)
+    assert_same_routes(loaded(tmp_path / "out.npz"), routes)
 
 
 def test_a_batch_counts_when_the_next_one_reports(tmp_path: Path) -> None:
-    routes = load(CLEAN)
+    routes = loaded(CLEAN)
     writer = RoutesShardWriter(tmp_path / "c", manifest=CheckpointManifest(num_tasks_target=8, current_seed=1000))
     append(writer, routes, 0)
     writer.update_progress(1004, 4)
@@ -295,7 +277,7 @@ def durable(folder: Path) -> tuple[int, int, int]:
 
 
 def test_seeds_that_are_stored_are_dropped_and_not_counted(tmp_path: Path) -> None:
-    routes = load(CLEAN)
+    routes = loaded(CLEAN)
     with RoutesShardWriter(tmp_path / "c") as writer:
         for i in (0, 1, 0, 1, 2):
             append(writer, routes, i)
@@ -308,7 +290,7 @@ def test_the_manifest_beside_the_store_is_for_people(tmp_path: Path) -> None:
     with RoutesShardWriter(tmp_path / "c", manifest=CheckpointManifest(num_tasks_target=5, env_name="maze")) as writer:
         assert (tmp_path / "c" / "manifest.json").exists()
         assert Path(writer.shards_dir) == tmp_path / "c" / "shards"
-        append(writer, load(CLEAN), 0)
+        append(writer, loaded(CLEAN), 0)
     written = json.loads((tmp_path / "c" / "manifest.json").read_text())
     assert written["storage_format"] == "ckpt_shards_v1" and written["num_tasks_collected"] == 1
     (tmp_path / "c" / "manifest.json").write_text("{ broken")
@@ -346,7 +328,7 @@ def test_collectors_arrays_take_the_dtypes_of_the_file(tmp_path: Path) -> None:
     with RoutesShardWriter(tmp_path / "c") as writer:
         append(
             writer,
-            load(CLEAN),
+            loaded(CLEAN),
             0,
             rewards=np.arange(9) / 10,
             actions=list(range(9)),
@@ -368,7 +350,7 @@ def test_collectors_arrays_take_the_dtypes_of_the_file(tmp_path: Path) -> None:
 
 
 def test_a_route_that_does_not_fit_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
-    routes = load(CLEAN)
+    routes = loaded(CLEAN)
     with RoutesShardWriter(tmp_path / "c") as writer:
         append(writer, routes, 0)
         with pytest.raises(SchemaError, match="obs"):
@@ -386,7 +368,7 @@ def test_one_collector_at_a_time(tmp_path: Path) -> None:
 
 def test_a_new_manifest_over_routes_is_refused(tmp_path: Path) -> None:
     with RoutesShardWriter(tmp_path / "c") as writer:
-        append(writer, load(CLEAN), 0)
+        append(writer, loaded(CLEAN), 0)
     with pytest.raises(AlreadyExistsError, match="--resume"):
         RoutesShardWriter(tmp_path / "c", manifest=CheckpointManifest())
 
@@ -401,7 +383,7 @@ def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for part in ("8 / 12", "1024", "24", "coinrun", "512", "min 7, max 14, mean 10.5"):
         assert part in out, part
     with RoutesShardWriter(tmp_path / "c", manifest=manifest_of(CKPT, num_tasks_collected=0)) as writer:
-        append(writer, load(CLEAN), 0)
+        append(writer, loaded(CLEAN), 0)
     assert main(["info", "--ckpt_dir", str(tmp_path / "c")]) == 0
     assert "1 / 12" in capsys.readouterr().out
     assert main(["info", "--ckpt_dir", str(tmp_path)]) == 1
@@ -414,14 +396,14 @@ def test_build(store: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     if store:
         RoutesShardWriter(folder).close()
     before = sorted(folder.rglob("*"))
-    out, clean = tmp_path / "out.npz", load(CLEAN)
+    out, clean = tmp_path / "out.npz", loaded(CLEAN)
     flags = ["build", "--ckpt_dir", str(folder), "--out_npz", str(out)]
     assert routes_ckpt_storage.main([*flags, "--no_progress"]) == 0
-    assert_same_routes(load(out), clean)
+    assert_same_routes(loaded(out), clean)
     more = ["--mode", "cca", "--max_routes", "3", "--no_compress", "--no_atomic", "--tmp_dir", str(tmp_path)]
     assert routes_ckpt_storage.main([*flags, *more]) == 0
-    assert list(load(out)) == ["routes_seed", "routes_xy", "routes_ep_len", "routes_success", "meta"]
-    assert same(load(out)["routes_xy"], clean["routes_xy"][:3])
+    assert list(loaded(out)) == ["routes_seed", "routes_xy", "routes_ep_len", "routes_success", "meta"]
+    assert same(loaded(out)["routes_xy"], clean["routes_xy"][:3])
     assert "3 routes" in capsys.readouterr().out
     assert sorted(folder.rglob("*")) == before, "a build changes nothing in the folder"
     assert routes_ckpt_storage.main(["build", "--ckpt_dir", str(tmp_path / "no"), "--out_npz", str(out)]) == 1
@@ -446,7 +428,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_load_routes_stands_in_for_np_load(store: Path) -> None:
-    data, clean = trajstore.load_routes(store), load(CLEAN)
+    data, clean = trajstore.load_routes(store), loaded(CLEAN)
     assert data.files == list(clean) and len(data) == len(clean) and "routes_obs" in data and "x" not in data
     for name in data.files:
         assert same(np.asarray(data[name]), clean[name]), name
@@ -458,7 +440,7 @@ def test_load_routes_stands_in_for_np_load(store: Path) -> None:
 
 
 def test_columns_index_as_object_arrays_do(store: Path) -> None:
-    column, expected = trajstore.load_routes(store)["routes_obs"], load(CLEAN)["routes_obs"]
+    column, expected = trajstore.load_routes(store)["routes_obs"], loaded(CLEAN)["routes_obs"]
     assert len(column) == 8
     for i in (0, 3, -1, np.int64(5), (2,)):
         assert same(column[i], expected[i])
@@ -486,7 +468,7 @@ def test_a_key_that_is_not_there_is_a_key_error(store: Path) -> None:
 
 
 def test_a_live_store_is_read_as_it_stands(tmp_path: Path) -> None:
-    routes = load(CLEAN)
+    routes = loaded(CLEAN)
     with RoutesShardWriter(tmp_path / "c") as writer:
         for i in range(4):
             append(writer, routes, i)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.sameness import objects, same
 from trajstore.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -32,25 +33,6 @@ from trajstore.npz import NpzReader, NpzWriter
 
 DATA = Path(__file__).parent / "data"
 BOXED = DATA / "coinrun_ckpt" / "shards" / "shard_000001.npz"
-
-
-def same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, np.ndarray) and not a.dtype.hasobject:
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, (list, tuple, np.ndarray)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict):
-        return same(list(a.items()), list(b.items()))
-    return bool(a == b) or (a != a and b != b)
-
-
-def objects(values: list[Any]) -> np.ndarray[Any, Any]:
-    array = np.empty(len(values), object)
-    for i, value in enumerate(values):
-        array[i] = value
-    return array
 
 
 def ragged(n: int, rows: int = 5) -> list[np.ndarray[Any, Any]]:

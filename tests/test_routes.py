@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import trajstore
+from tests.sameness import loaded, objects, same
 from trajstore.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -33,27 +34,8 @@ PKD = ["routes_seed", "routes_selected_ep", "routes_obs", "routes_actions", "rou
 SAMPLES = os.environ.get("TRAJSTORE_SAMPLES")
 
 
-def same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, np.ndarray) and not a.dtype.hasobject:
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, np.ndarray) and (not a.shape or a.shape != b.shape):
-        return a.shape == b.shape and same(a.item(), b.item())
-    if isinstance(a, (list, tuple, np.ndarray)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict):
-        return same(list(a.items()), list(b.items()))
-    return bool(a == b) or (a != a and b != b)
-
-
-def load(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=True) as file:
-        return {name: file[name] for name in file.files}
-
-
 def assert_same_file(path: Path, expected: Path | dict[str, Any]) -> None:
-    got, wanted = load(path), load(expected) if isinstance(expected, Path) else expected
+    got, wanted = loaded(path), loaded(expected) if isinstance(expected, Path) else expected
     assert list(got) == list(wanted)
     for name, array in wanted.items():
         assert same(got[name], array), name
@@ -64,20 +46,13 @@ def boxed(values: list[Any]) -> np.ndarray[Any, Any]:
     return np.asarray(values, dtype=object)
 
 
-def column(values: list[Any]) -> np.ndarray[Any, Any]:
-    array = np.empty(len(values), object)
-    for i, value in enumerate(values):
-        array[i] = value
-    return array
-
-
 def make_routes(lengths: list[int], first_seed: int = 0, **more: Any) -> dict[str, Any]:
     rng = np.random.default_rng(first_seed)
     routes = {
         "routes_seed": np.arange(first_seed, first_seed + len(lengths)),
         "routes_selected_ep": np.zeros(len(lengths), np.int64),
-        "routes_obs": column([(rng.integers(0, 256, (n, 3, 4, 4)) / 255).astype(np.float16) for n in lengths]),
-        "routes_actions": column([rng.integers(0, 15, n) for n in lengths]),
+        "routes_obs": objects([(rng.integers(0, 256, (n, 3, 4, 4)) / 255).astype(np.float16) for n in lengths]),
+        "routes_actions": objects([rng.integers(0, 15, n) for n in lengths]),
         "routes_ep_len": np.array(lengths),
         "routes_return": rng.random(len(lengths)).astype(np.float32),
         "routes_success": rng.random(len(lengths)) > 0.5,
@@ -97,7 +72,7 @@ def round_trip(tmp_path: Path, routes: dict[str, Any], **options: Any) -> dict[s
     shutil.rmtree(tmp_path / "store", ignore_errors=True)
     import_routes(tmp_path / "in.npz", tmp_path / "store", **options)
     export_routes(tmp_path / "store", tmp_path / "out.npz", overwrite=True)
-    return load(tmp_path / "out.npz")
+    return loaded(tmp_path / "out.npz")
 
 
 @pytest.fixture
@@ -113,9 +88,9 @@ def test_import_then_export_gives_the_clean_file(source: Path, tmp_path: Path) -
     report = import_routes(source, tmp_path / "store", threads=2)
     assert (report.routes, report.steps, report.dropped, report.lost) == (8, 84, 0, 0)
     assert export_routes(tmp_path / "store", tmp_path / "out.npz").trajectories == 8
-    expected = load(CLEAN)
+    expected = loaded(CLEAN)
     if source.name == "shards":  # without a manifest there is no meta but what the store knows
-        expected["meta"] = load(tmp_path / "out.npz")["meta"]
+        expected["meta"] = loaded(tmp_path / "out.npz")["meta"]
         assert expected["meta"].item()["num_tasks_collected"] == 8
     assert_same_file(tmp_path / "out.npz", expected)
 
@@ -132,7 +107,7 @@ def test_the_large_samples(source: str, tmp_path: Path) -> None:
 def test_the_store_reads_as_a_store(tmp_path: Path) -> None:
     import_routes(CKPT, tmp_path / "store")
     ds = trajstore.open(tmp_path / "store")
-    clean = load(CLEAN)
+    clean = loaded(CLEAN)
     assert ds.table["seed"].tolist() == clean["routes_seed"].tolist()
     assert same(ds[3]["obs"][2:5], clean["routes_obs"][3][2:5])
     assert ds[3]["diag"] == clean["routes_diag"][3] and ds[3]["diag"]["note"] == "café"
@@ -153,14 +128,14 @@ def test_the_store_reads_as_a_store(tmp_path: Path) -> None:
 def test_modes(mode: str, keys: list[str], tmp_path: Path) -> None:
     import_routes(CLEAN, tmp_path / "store")
     export_routes(tmp_path / "store", tmp_path / "out.npz", mode=mode)
-    clean = load(CLEAN)
+    clean = loaded(CLEAN)
     assert_same_file(tmp_path / "out.npz", {name: clean[name] for name in [*keys, "meta"]})
 
 
 def test_keys_and_other_ways_of_exporting(tmp_path: Path) -> None:
     import_routes(CLEAN, tmp_path / "store")
     ds = trajstore.open(tmp_path / "store")
-    clean = load(CLEAN)
+    clean = loaded(CLEAN)
     calls: list[tuple[int, int]] = []
     options: dict[str, Any] = {"compress": False, "tmp_dir": tmp_path / "tmp", "progress": lambda *c: calls.append(c)}
     done = export_routes(ds, tmp_path / "a.npz", keys=["xy", "routes_seed", "meta"], max_routes=3, **options)
@@ -170,11 +145,11 @@ def test_keys_and_other_ways_of_exporting(tmp_path: Path) -> None:
     assert_same_file(tmp_path / "a.npz", {**expected, "meta": np.array(meta, object)})
     assert calls == [(1, 3), (2, 3), (3, 3)]
     export_routes(ds[[5, 2]], tmp_path / "b.npz", atomic=False, max_routes=99)
-    got = load(tmp_path / "b.npz")
+    got = loaded(tmp_path / "b.npz")
     assert same(got["routes_obs"], clean["routes_obs"][[5, 2]])
     assert got["routes_seed"].tolist() == clean["routes_seed"][[5, 2]].tolist()
     assert export_routes(ds, tmp_path / "c.npz", max_routes=0).trajectories == 0
-    assert load(tmp_path / "c.npz")["routes_obs"].shape == (0,)
+    assert loaded(tmp_path / "c.npz")["routes_obs"].shape == (0,)
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
@@ -199,7 +174,7 @@ def test_export_while_it_is_collected(tmp_path: Path) -> None:
             writer.append({"obs": routes["routes_obs"][i], "actions": routes["routes_actions"][i]}, seed=i)
             writer.commit()
             assert export_routes(tmp_path / "store", tmp_path / "out.npz", overwrite=True).trajectories == i + 1
-            got = load(tmp_path / "out.npz")
+            got = loaded(tmp_path / "out.npz")
             assert same(got["routes_obs"], routes["routes_obs"][: i + 1])
             assert got["routes_ep_len"].tolist() == [3, 5, 4][: i + 1]  # from the clock: it was not stored
             assert got["meta"].item()["num_tasks_collected"] == i + 1
@@ -210,7 +185,7 @@ def test_parts_are_exported_as_one(tmp_path: Path) -> None:
         np.savez(tmp_path / "in.npz", **make_routes([3, 4], rank))
         import_routes(tmp_path / "in.npz", tmp_path / "all" / f"rank{rank}")
     assert export_routes(tmp_path / "all", tmp_path / "out.npz").trajectories == 4
-    assert load(tmp_path / "out.npz")["routes_seed"].tolist() == [2, 3, 10, 11]
+    assert loaded(tmp_path / "out.npz")["routes_seed"].tolist() == [2, 3, 10, 11]
 
 
 def test_a_list_of_sources(tmp_path: Path) -> None:
@@ -224,7 +199,7 @@ def test_a_list_of_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[5], [5, 5], [5, 7, 5], [1], [1, 1, 2]])
-@pytest.mark.parametrize("build", [boxed, column])
+@pytest.mark.parametrize("build", [boxed, objects])
 def test_lengths_alike_and_single_routes(lengths: list[int], build: Any, tmp_path: Path) -> None:
     routes = make_routes(lengths)
     given = {
@@ -252,21 +227,21 @@ def test_empty_extras_keep_their_dtype_and_shape(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [[4, 9, 0], [4, 5, 7]])
 def test_extras_that_at_first_have_a_row_more_than_there_are_steps(rows: list[int], tmp_path: Path) -> None:
-    extra = column([np.full((count, 2), count, np.float32) for count in rows])
+    extra = objects([np.full((count, 2), count, np.float32) for count in rows])
     assert same(round_trip(tmp_path, make_routes([3, 4, 5], routes_player_v=extra))["routes_player_v"], extra)
 
 
 def test_extras_that_only_some_routes_have(tmp_path: Path) -> None:
     velocity = [np.ones((3, 2), np.float32), np.zeros((0, 2), np.float32), np.full((5, 2), np.nan, np.float32)]
     counts = [np.zeros(0, np.int32), np.arange(4, dtype=np.int32), np.zeros(0, np.int32)]
-    extras = {"routes_player_v": column(velocity), "routes_ents_count": column(counts)}
+    extras = {"routes_player_v": objects(velocity), "routes_ents_count": objects(counts)}
     got = round_trip(tmp_path, make_routes([3, 4, 5], **extras))
     assert same(got["routes_player_v"], extras["routes_player_v"])
     assert same(got["routes_ents_count"], extras["routes_ents_count"])
 
 
 def test_extras_without_a_shape_take_the_collectors(tmp_path: Path) -> None:
-    extras = {"routes_player_v": column([np.zeros(0), np.ones((4, 2), np.float32)])}
+    extras = {"routes_player_v": objects([np.zeros(0), np.ones((4, 2), np.float32)])}
     got = round_trip(tmp_path, make_routes([3, 4], **extras))
     assert [(a.shape, a.dtype) for a in got["routes_player_v"]] == [((0, 2), np.float32), ((4, 2), np.float32)]
 
@@ -280,10 +255,10 @@ def test_keys_that_are_missing_are_left_out(tmp_path: Path) -> None:
 def test_other_keys_and_dtypes_come_back(tmp_path: Path) -> None:
     more = {
         "routes_level": np.array([3, 4], np.int16),
-        "routes_hidden": column([np.ones((3, 8), np.float64), np.zeros((4, 8), np.float64)]),
-        "notes": column([{"a": 1}, None]),
+        "routes_hidden": objects([np.ones((3, 8), np.float64), np.zeros((4, 8), np.float64)]),
+        "notes": objects([{"a": 1}, None]),
         "routes_return": np.array([1.5, 2.5]),
-        "routes_actions": column([np.zeros(3, np.uint8), np.ones(4, np.uint8)]),
+        "routes_actions": objects([np.zeros(3, np.uint8), np.ones(4, np.uint8)]),
     }
     routes = make_routes([3, 4], **more)
     got = round_trip(tmp_path, routes)
@@ -295,7 +270,7 @@ def test_other_keys_and_dtypes_come_back(tmp_path: Path) -> None:
 
 def test_frames_that_are_no_bytes_over_255(tmp_path: Path) -> None:
     frames = [np.random.default_rng(0).random((n, 3, 4, 4)).astype(np.float16) for n in (3, 4)]
-    routes = make_routes([2, 3, 4], routes_obs=column([make_routes([2])["routes_obs"][0], *frames]))
+    routes = make_routes([2, 3, 4], routes_obs=objects([make_routes([2])["routes_obs"][0], *frames]))
     assert same(round_trip(tmp_path, routes)["routes_obs"], routes["routes_obs"])
 
 
@@ -308,12 +283,12 @@ def test_a_boxed_first_shard_takes_the_dtype_of_the_others(dtype: Any, tmp_path:
         np.savez(tmp_path / "c" / "shards" / f"shard_{number:06d}.npz", **routes)
     import_routes(tmp_path / "c", tmp_path / "store")
     export_routes(tmp_path / "store", tmp_path / "out.npz")
-    assert same(load(tmp_path / "out.npz")["routes_obs"], column(frames))
+    assert same(loaded(tmp_path / "out.npz")["routes_obs"], objects(frames))
 
 
 @pytest.mark.parametrize("value", [0.1, 0.5])
 def test_boxed_frames_that_float16_cannot_hold_are_widened_not_rounded(value: float, tmp_path: Path) -> None:
-    frames = column([np.full((3, 3, 2, 2), value, np.float32)] * 2)
+    frames = objects([np.full((3, 3, 2, 2), value, np.float32)] * 2)
     got = round_trip(tmp_path, make_routes([3, 3], routes_obs=boxed(list(frames))))
     assert [float(a[0, 0, 0, 0]) for a in got["routes_obs"]] == [float(np.float32(value))] * 2
 
@@ -351,7 +326,7 @@ EPISODES: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", EPISODES)
-@pytest.mark.parametrize("build", [boxed, column])
+@pytest.mark.parametrize("build", [boxed, objects])
 def test_episodes_come_back(name: str, build: Any, tmp_path: Path) -> None:
     episodes = EPISODES[name]
     got = round_trip(tmp_path, make_routes([3, 4, 5], episodes_all=build(episodes)))
@@ -361,7 +336,7 @@ def test_episodes_come_back(name: str, build: Any, tmp_path: Path) -> None:
 
 
 def test_a_route_and_its_episodes_are_one_trajectory(tmp_path: Path) -> None:
-    np.savez(tmp_path / "in.npz", **make_routes([3, 4, 5], episodes_all=column(EPISODES["unequal"])))
+    np.savez(tmp_path / "in.npz", **make_routes([3, 4, 5], episodes_all=objects(EPISODES["unequal"])))
     import_routes(tmp_path / "in.npz", tmp_path / "store")
     ds = trajstore.open(tmp_path / "store")
     assert len(ds) == 3
@@ -377,13 +352,13 @@ DIAGS = [
 
 
 def test_dicts_come_back_exactly(tmp_path: Path) -> None:
-    got = round_trip(tmp_path, make_routes([3, 4, 5], routes_diag=column(DIAGS)))
+    got = round_trip(tmp_path, make_routes([3, 4, 5], routes_diag=objects(DIAGS)))
     assert same(list(got["routes_diag"]), DIAGS)
 
 
 def test_a_dict_that_json_cannot_give_back_is_refused_with_the_place(tmp_path: Path) -> None:
     diags = [{"a": 1}, {"a": [1, np.array([None])]}, {}]
-    np.savez(tmp_path / "in.npz", **make_routes([3, 4, 5], routes_diag=column(diags)))
+    np.savez(tmp_path / "in.npz", **make_routes([3, 4, 5], routes_diag=objects(diags)))
     with pytest.raises(SchemaError, match=r"in\.npz, the route of seed 1: .*\$\.a\[1\].*object"):
         import_routes(tmp_path / "in.npz", tmp_path / "store")
     assert not (tmp_path / "store").exists()
@@ -432,7 +407,7 @@ def test_older_manifests_lack_keys(ckpt: Path, tmp_path: Path) -> None:
     (ckpt / "manifest.json").write_text(json.dumps({key: manifest[key] for key in keep}))
     assert import_routes(ckpt, tmp_path / "store").routes == 8
     export_routes(tmp_path / "store", tmp_path / "out.npz")
-    meta = load(tmp_path / "out.npz")["meta"].item()
+    meta = loaded(tmp_path / "out.npz")["meta"].item()
     assert meta["env_name"] == "coinrun" and meta["max_steps"] is None
 
 
@@ -441,7 +416,7 @@ def test_progress_goes_into_the_store(tmp_path: Path) -> None:
     with trajstore.create(tmp_path / "store", resume=True) as writer:
         assert writer.target == 12
         assert 1007 in writer.attempted and 1023 in writer.attempted and 1024 not in writer.attempted
-        assert list(writer.completed) == sorted(load(CLEAN)["routes_seed"].tolist())
+        assert list(writer.completed) == sorted(loaded(CLEAN)["routes_seed"].tolist())
         assert writer.state["routes"]["current_seed"] == 1024
 
 
@@ -464,7 +439,7 @@ def test_a_shard_that_cannot_be_read_is_named(how: Any, ckpt: Path, tmp_path: Pa
     report = import_routes(ckpt, tmp_path / "store", unreadable="skip")
     assert report.routes == 5 and report.lost == 3
     assert [name for name, _ in report.unreadable] == ["shard_000002.npz"]
-    assert load_seeds(tmp_path / "store") == load(CLEAN)["routes_seed"][:5].tolist()
+    assert load_seeds(tmp_path / "store") == loaded(CLEAN)["routes_seed"][:5].tolist()
 
 
 def load_seeds(store: Path) -> list[int]:
@@ -489,7 +464,7 @@ def test_an_import_that_was_killed_is_begun_again(tmp_path: Path) -> None:
         trajstore.open(tmp_path)  # half an import is no store to anybody
     assert import_routes(CKPT, tmp_path / "store").routes == 8
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
-    assert load_seeds(tmp_path / "store") == load(CLEAN)["routes_seed"].tolist()
+    assert load_seeds(tmp_path / "store") == loaded(CLEAN)["routes_seed"].tolist()
 
 
 def test_columns_added_later_can_be_asked_for(tmp_path: Path) -> None:
@@ -499,14 +474,14 @@ def test_columns_added_later_can_be_asked_for(tmp_path: Path) -> None:
     export_routes(tmp_path / "store", tmp_path / "all.npz")
     assert_same_file(tmp_path / "all.npz", CLEAN)
     export_routes(tmp_path / "store", tmp_path / "some.npz", keys=["seed", "level"])
-    assert load(tmp_path / "some.npz")["routes_level"].tolist() == [7] * 8
+    assert loaded(tmp_path / "some.npz")["routes_level"].tolist() == [7] * 8
 
 
 def test_nested_fields_of_any_store_are_exported(tmp_path: Path) -> None:
     with trajstore.create(tmp_path / "store") as writer:
         writer.append({"obs": {"image": np.ones((3, 2), np.uint8)}, "actions": np.arange(3), "text": "é"}, seed=1)
     export_routes(tmp_path / "store", tmp_path / "out.npz")
-    got = load(tmp_path / "out.npz")
+    got = loaded(tmp_path / "out.npz")
     assert got["routes_obs/image"][0].shape == (3, 2) and got["routes_text"].tolist() == ["é"]
     assert got["routes_ep_len"].tolist() == [3]
 
@@ -548,7 +523,7 @@ def test_a_shard_that_would_run_something(ckpt: Path, tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "evil"),)
 
-    np.savez(ckpt / "shards" / "shard_000003.npz", **make_routes([3, 4], 50, routes_diag=column([{}, Evil()])))
+    np.savez(ckpt / "shards" / "shard_000003.npz", **make_routes([3, 4], 50, routes_diag=objects([{}, Evil()])))
     with pytest.raises(FormatError, match=r"shard_000003\.npz.*mkdir.*refused"):
         import_routes(ckpt, tmp_path / "store")
     assert not (tmp_path / "evil").exists() and not (tmp_path / "store").exists()
@@ -571,7 +546,7 @@ def test_damage_is_never_imported(ckpt: Path, tmp_path: Path) -> None:
 
 
 def test_npz_files_of_this_package_are_imported(tmp_path: Path) -> None:
-    clean = load(CLEAN)
+    clean = loaded(CLEAN)
 
     def elements(name: str) -> Iterator[Any]:
         yield from clean[name]

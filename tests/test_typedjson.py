@@ -10,26 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.sameness import same
 from trajstore.errors import FormatError, SchemaError
 from trajstore.format import typedjson
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equality that tells types, NaN and the order of keys."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict):
-        return same(list(a.items()), list(b.items()))
-    if isinstance(a, (np.ndarray, np.generic)):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, float):
-        return a.hex() == b.hex()
-    if isinstance(a, complex):
-        return same(a.real, b.real) and same(a.imag, b.imag)
-    return bool(a == b)
-
 
 VALUES = {
     "plain": {"a": [1, 2.5, True, None, "café"], "b": {"c": []}},
