@@ -44,16 +44,23 @@ from trajstore.media.config import describe_config
 from trajstore.media.publish import publish_file
 from trajstore.media.storage import LocalStorage
 from trajstore.npz import NpzReader
-from trajstore.routes import EPISODES, KEYS, META_KEYS, MODES, RouteRecorder, RoutesView, find_routes, routes_state
+from trajstore.routes import (
+    EPISODES,
+    KEYS,
+    META_KEYS,
+    MODES,
+    SETTINGS,
+    RouteRecorder,
+    RoutesView,
+    find_routes,
+    routes_state,
+)
 from trajstore.writer import create
 
 __all__ = ["CheckpointManifest", "RoutesShardWriter", "build_routes_npz_from_ckpt"]
 
 STORE = "routes.zarr"
 _MANIFEST = "manifest.json"
-_CONFIG = (
-    "env_name model_ckpt distribution_mode max_steps max_ep_len require_success adapt_episodes record_episodes"
-).split()
 
 Array = np.ndarray[Any, Any]
 
@@ -113,7 +120,7 @@ class CheckpointManifest:
         Compares each setting that ``args`` has; ``num_tasks_target`` may change.
         """
         differences = []
-        for name in _CONFIG:
+        for name in SETTINGS:
             stored, given = getattr(self, name), getattr(args, name, None)
             if None not in (stored, given) and stored != given and not _same_file(stored, given):
                 differences.append(f"{name}: stored {stored!r}, given {given!r}")
@@ -237,7 +244,7 @@ class RoutesShardWriter:
             os.path.join(self.ckpt_dir, STORE),
             resume=True,
             force=True,  # the collector has asked validate_resume; what changed all the same is recorded
-            config={name: getattr(self.manifest, name) for name in _CONFIG},
+            config={name: getattr(self.manifest, name) for name in SETTINGS},
             files=_hashes(self.manifest.model_ckpt),
             target=self.manifest.num_tasks_target or None,
             unique="seed",
@@ -265,7 +272,7 @@ class RoutesShardWriter:
     def _import_shards(self) -> RoutesReport | None:
         """Take over a folder of the old kind, once."""
         storage = LocalStorage(self.ckpt_dir)
-        if storage.size(f"{STORE}/{ROOT}") is not None or not find_routes_in(self.shards_dir):
+        if storage.size(f"{STORE}/{ROOT}") is not None or not _has_shards(self.shards_dir):
             return None
         print(f"{self.ckpt_dir}: taking the shards over into {STORE}, once; they are left as they are", file=sys.stderr)
         report = import_routes(
@@ -415,7 +422,7 @@ def _native(value: Any, dtype: np.dtype[Any]) -> Array:
     return rows.astype(dtype) if same_kind and rows.dtype != dtype else rows
 
 
-def find_routes_in(folder: str) -> bool:
+def _has_shards(folder: str) -> bool:
     """Whether there are shards of the old kind in a folder."""
     return any(name.startswith("shard_") and name.endswith(".npz") for name in os.listdir(folder))
 
@@ -507,7 +514,7 @@ def _info(ckpt_dir: str) -> int:
     print(f"current seed:    {manifest.current_seed}")
     print(f"seeds attempted: {manifest.seeds_attempted}")
     print(f"shards written:  {manifest.shards_written}")
-    for name in _CONFIG:
+    for name in SETTINGS:
         print(f"{name + ':':<16} {getattr(manifest, name)}")
     lengths = _lengths(ckpt_dir)
     if len(lengths):

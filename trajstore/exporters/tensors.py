@@ -14,6 +14,7 @@ from trajstore.errors import MissingDependencyError, SchemaError
 from trajstore.operations.carriage import KEPT, Carriage
 from trajstore.operations.output import Exported, counted, made_aside
 from trajstore.operations.roles import chosen, relation
+from trajstore.sampling.samples import nested
 
 CARRIES = {
     "pt": Carriage(
@@ -60,17 +61,10 @@ def export_pt(
                     value = torch.from_numpy(np.asarray(value))
                     if dataset.fields[name].dtype == "bfloat16":
                         value = value.to(torch.bfloat16)
-                _put(tree, name, value)
-            torch.save(tree, os.path.join(aside, f"trajectory_{number:0{width}d}.pt"))
+                tree[name] = value
+            torch.save(nested(tree), os.path.join(aside, f"trajectory_{number:0{width}d}.pt"))
     warnings = (f"JSON fields left out: {', '.join(left)}",) if left else ()
     return Exported(len(dataset), int(dataset.lengths.sum()), warnings)
-
-
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = value
 
 
 def export_tensordict(

@@ -13,13 +13,19 @@ from trajstore.errors import FormatError, NotFoundError, SchemaError, TrajstoreE
 from trajstore.npz import NpzReader
 from trajstore.operations.assembly import located, refuse_existing
 from trajstore.operations.filling import new_store
-from trajstore.routes import META, META_KEYS, RouteRecorder, RoutesSource, check_keys, find_routes, known_dtype, path_of
+from trajstore.routes import (
+    META,
+    META_KEYS,
+    SETTINGS,
+    RouteRecorder,
+    RoutesSource,
+    check_keys,
+    find_routes,
+    known_dtype,
+    path_of,
+)
 
 __all__ = ["RoutesReport", "import_routes"]
-
-_CONFIG = (
-    "env_name distribution_mode max_steps max_ep_len require_success adapt_episodes record_episodes model_ckpt"
-).split()
 
 
 @dataclass
@@ -188,7 +194,7 @@ class _Import:
         """How the store is created."""
         manifest = self._sources[0].manifest
         known = {**self._meta, **manifest}
-        config = {key: known[key] for key in _CONFIG if key in known}
+        config = {key: known[key] for key in SETTINGS if key in known}
         target = known.get("num_tasks_target")
         return {
             "config": config,

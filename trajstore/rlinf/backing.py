@@ -35,6 +35,7 @@ Entry = dict[str, Any]
 
 LENGTH = "max_episode_length"
 _OPEN_FILES = 64
+_SAVERS = 4  # threads; they wait for the disk
 _WAITING_BYTES = 256 << 20
 _INDEX_SHARE = 0.05  # the index on disk is written again when it lacks so large a part,
 _INDEX_SECONDS = 5.0  # or when it is so old
@@ -138,7 +139,7 @@ def _mapped(folder: str, name: str) -> dict[str, Any]:
 class FileWriter(Files):
     """A buffer folder that grows: files first, in threads, the index after them."""
 
-    def __init__(self, folder: str | os.PathLike[str], kind: str, threads: int = 4) -> None:
+    def __init__(self, folder: str | os.PathLike[str], kind: str) -> None:
         os.makedirs(folder, exist_ok=True)
         self._storage = LocalStorage(folder)
         self._before: dict[int, Entry] = {}
@@ -149,9 +150,8 @@ class FileWriter(Files):
             pass
         super().__init__(folder, {}, {})
         self.kind = kind
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="trajstore-rlinf")
+        self._threads = ThreadPoolExecutor(_SAVERS, thread_name_prefix="trajstore-rlinf")
         self._saving: OrderedDict[int, Future[None]] = OrderedDict()
-        self._limit = 4 * threads
         self.lost: list[int] = []  # could not be saved; whoever knows of them takes them out
         self._unlisted, self._listed_at = 0, time.monotonic()
         self._beyond = max([number for number, _ in batch_files(self._storage)], default=-1) + 1
@@ -166,7 +166,7 @@ class FileWriter(Files):
 
     def add(self, number: int, value: Mapping[str, Any], entry: Entry, metadata: Mapping[str, Any]) -> None:
         """Save a batch in the background; ``value`` may not change any more. Raises what an earlier save has raised."""
-        while len(self._saving) >= self._limit:
+        while len(self._saving) >= 4 * _SAVERS:
             self._saved(next(iter(self._saving)))
         name = file_name(number, str(entry["model_weights_id"]), self.kind)
         self.names[number], self.entries[number] = name, entry

@@ -55,6 +55,11 @@ KEYS: dict[str, Key] = {
 }
 """The keys that collectors write, in the order in which they do."""
 
+SETTINGS = (
+    "env_name model_ckpt distribution_mode max_steps max_ep_len require_success adapt_episodes record_episodes"
+).split()
+"""What a collection was made with: its configuration in a store."""
+
 META_KEYS = (
     "env_name distribution_mode num_tasks_target num_tasks_collected seeds_attempted seed_offset max_steps max_ep_len "
     "require_success adapt_episodes record_episodes"
