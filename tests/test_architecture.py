@@ -6,6 +6,7 @@ A room is a module of `trajstore`, or one of its packages as a whole. A new file
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -182,3 +183,13 @@ def test_files_are_touched_in_storage_only(module: str) -> None:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open" not in defined:
             found.append((node.lineno, "open"))
     assert not found, f"trajstore/{module}.py touches files, which is storage's: {found}"
+
+
+def test_the_map_in_the_design_names_what_is_there() -> None:
+    design = (HOUSE.parent / "docs" / "design.md").read_text()
+    named = re.findall(r"`(\w[\w/]*\.py)(?:: ([\w.]+))?`", design)
+    assert len(named) > 20
+    for path, name in named:
+        file = HOUSE.parent / path if path.startswith("tests/") else HOUSE / path
+        defined = {getattr(node, "name", "") for node in ast.walk(ast.parse(file.read_text()))}
+        assert set(filter(None, name.split("."))) <= defined, f"docs/design.md: {path} has no {name}"
