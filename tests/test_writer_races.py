@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ import trajstore
 from tests.campaign.disk import Disk, Tapped
 from tests.campaign.workload import State, open_writer, recover, rows_of, tiny_shards, trajectory
 from trajstore.engine import signals
-from trajstore.engine.appender import Appender, Budget
+from trajstore.engine.appender import Appender
 from trajstore.engine.buffers import Buffers
+from trajstore.engine.encoders import Budget, Job
 from trajstore.errors import StateError, StorageError
 from trajstore.format.layout import ArrayLayout, Codec
 from trajstore.media.storage import LocalStorage
@@ -31,20 +31,15 @@ class Later:
     """An executor whose jobs run when the test says so."""
 
     def __init__(self) -> None:
-        self.jobs: list[tuple[Future[None], Callable[..., None], tuple[Any, ...]]] = []
+        self.jobs: list[Job] = []
 
-    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        future: Future[None] = Future()
-        self.jobs.append((future, function, arguments))
-        return future
+    def submit(self, function: Callable[..., None], *arguments: Any) -> Job:
+        self.jobs.append(Job(function, *arguments))
+        return self.jobs[-1]
 
     def run(self) -> None:
         while self.jobs:
-            future, function, arguments = self.jobs.pop(0)
-            try:
-                future.set_result(function(*arguments))
-            except BaseException as error:
-                future.set_exception(error)
+            self.jobs.pop(0).run()
 
 
 class Target:

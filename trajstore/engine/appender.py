@@ -5,68 +5,40 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
 
 from trajstore.engine.arraywriter import ArrayWriter, Misfit
 from trajstore.engine.buffers import BLOCK_BYTES, Buffer, Buffers
+from trajstore.engine.encoders import Budget, Encoders, Job
 
 #: NumPy lets go of the interpreter's lock to copy so many values, and waits longer than it copies to get it back.
 _LOCK_KEPT = 500
 
 
-class Budget:
-    """Bytes handed to the encoders and not encoded yet, held below a limit by making the caller wait.
-
-    stalled : seconds for which callers have waited.
-    encoded_bytes, encode_seconds : what the encoders have done, and the time it took them, all threads together.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self.peak = 0
-        self.stalled = 0.0
-        self.encoded_bytes = 0
-        self.encode_seconds = 0.0
-        self._changed = threading.Condition()
-
-    def acquire(self, amount: int, clock: Callable[[], float]) -> None:
-        """Wait for room; an amount above the limit passes when nothing else is in the queue."""
-        with self._changed:
-            if self.used and self.used + amount > self.limit:
-                begun = clock()
-                while self.used and self.used + amount > self.limit:
-                    self._changed.wait(1.0)
-                self.stalled += clock() - begun
-            self.used += amount
-            self.peak = max(self.peak, self.used)
-
-    def release(self, amount: int, seconds: float = 0.0) -> None:
-        """Give back what was acquired, after an encoder has had it for ``seconds``."""
-        with self._changed:
-            self.used -= amount
-            self.encoded_bytes += amount
-            self.encode_seconds += seconds
-            self._changed.notify_all()
-
-    def has_room(self, amount: int) -> bool:
-        return not self.used or self.used + amount <= self.limit
-
-
 class _Run:
     """A stretch of rows in memory, which may be used again when it is full and no job reads it."""
 
-    __slots__ = ("buffer", "memory", "first", "jobs", "full")
+    __slots__ = ("_bytes", "buffer", "first", "full", "jobs", "memory")
 
-    def __init__(self, memory: Buffer, buffer: np.ndarray[Any, Any], first: int) -> None:
+    def __init__(self, memory: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any], first: int) -> None:
         self.memory = memory
-        self.buffer = buffer
+        self.buffer: np.ndarray[Any, Any] = np.ndarray(shape, dtype, memory.data)
+        self._bytes = memory.data
         self.first = first
         self.jobs = 0
         self.full = False
+
+    def fill(self, at: int, rows: Any) -> None:
+        """Copy rows, or anything that assigns to such an array, to the place ``at``."""
+        buffer = self.buffer
+        large = type(rows) is np.ndarray and rows.size >= _LOCK_KEPT
+        if large and rows.dtype == buffer.dtype and rows.flags.c_contiguous:
+            start = at * buffer.strides[0]
+            self._bytes[start : start + rows.nbytes] = rows.reshape(-1).view(np.uint8).data
+        else:
+            buffer[at : at + len(rows)] = rows
 
 
 class Appender:
@@ -89,7 +61,7 @@ class Appender:
         dtype: np.dtype[Any],
         first: int,
         *,
-        encoders: Executor,
+        encoders: Encoders,
         budget: Budget,
         buffers: Buffers,
         clock: Callable[[], float],
@@ -111,7 +83,7 @@ class Appender:
         self._at = 0  # row within the run
         self._submitted = first  # rows below are with the encoders, a multiple of the chunk or the session's first row
         self._frozen = first  # rows below are with the encoders, the last chunk perhaps not whole
-        self._jobs: deque[Future[None]] = deque()
+        self._jobs: deque[Job] = deque()
         self._failed: list[tuple[_Run, int, int, int]] = []
         self._guard = threading.Lock()
 
@@ -129,7 +101,7 @@ class Appender:
         count = len(rows)
         run, at = self._run, self._at
         if run is not None and at + count < self._run_rows:
-            _copy(rows, run.buffer[at : at + count])
+            run.fill(at, rows)
             self._at = at + count
             self.row += count
             return
@@ -137,7 +109,7 @@ class Appender:
         while done < count:
             run = self._run or self._begin()
             step = min(count - done, self._run_rows - self._at)
-            _copy(rows[done : done + step], run.buffer[self._at : self._at + step])
+            run.fill(self._at, rows[done : done + step])
             self._at += step
             self.row += step
             done += step
@@ -146,14 +118,12 @@ class Appender:
 
     def _begin(self) -> _Run:
         first = self.row - self.row % self._run_rows
-        nbytes = self._run_rows * self.row_bytes
-        memory = self._buffers.take(nbytes)
-        buffer = memory[:nbytes].view(self.dtype).reshape(self._run_rows, *self.target.layout.row_shape)
         self._at = self.row - first
+        memory = self._buffers.take(self._run_rows * self.row_bytes)
+        self._run = run = _Run(memory, (self._run_rows, *self.target.layout.row_shape), self.dtype, first)
         if self._at:
-            buffer[: self._at] = self.target.layout.fill
-        self._run = _Run(memory, buffer, first)
-        return self._run
+            run.buffer[: self._at] = self.target.layout.fill
+        return run
 
     def _turn(self, run: _Run) -> None:
         self._submit(run, run.first + self._run_rows)
@@ -170,12 +140,12 @@ class Appender:
             with self._guard:
                 run.jobs += 1
                 run.full = stop == run.first + self._run_rows  # not before the last job counts: its buffer is in use
-            while self._jobs and self._jobs[0].done() and self._jobs[0].exception() is None:
+            while self._jobs and self._jobs[0].succeeded:
                 self._jobs.popleft()
             self._jobs.append(self._encoders.submit(self._encode, run, start, stop, amount))
         self._submitted = max(self._submitted, whole)
 
-    def freeze(self) -> list[Future[None]]:
+    def freeze(self) -> list[Job]:
         """Hand over every row written so far; the jobs to wait for before they can be flushed."""
         self._try_again()
         if self._run is not None and self.row > self._frozen:
@@ -188,7 +158,7 @@ class Appender:
         with self._guard:
             failed, self._failed = self._failed, []
         if failed:
-            self._jobs = deque(job for job in self._jobs if not job.done() or job.exception() is None)
+            self._jobs = deque(job for job in self._jobs if job.error is None)
         for run, start, stop, amount in failed:
             self._budget.acquire(amount, self._clock)
             self._jobs.append(self._encoders.submit(self._encode, run, start, stop, amount))
@@ -247,11 +217,3 @@ class Appender:
                 if self._on_misfit is None:
                     raise Misfit(misfit.layout.path)
                 self.replaced, self.target = misfit, self._on_misfit()
-
-
-def _copy(rows: Any, target: np.ndarray[Any, Any]) -> None:
-    """Copy rows, or anything that assigns to such an array, to a contiguous target."""
-    if type(rows) is np.ndarray and rows.size >= _LOCK_KEPT and rows.dtype == target.dtype and rows.flags.c_contiguous:
-        target.reshape(-1).view(np.uint8).data[:] = rows.reshape(-1).view(np.uint8).data
-    else:
-        target[...] = rows

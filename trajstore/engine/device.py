@@ -105,7 +105,7 @@ def holds(trajectory: Any) -> bool:
     if "torch" not in sys.modules:
         return False
     if isinstance(trajectory, Mapping):
-        return any(holds(value) for value in trajectory.values())
+        return any(type(value) is not np.ndarray and holds(value) for value in trajectory.values())
     return on_device(trajectory)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from trajstore.__about__ import __version__
-from trajstore.engine.appender import Appender, Budget
+from trajstore.engine.appender import Appender
 from trajstore.engine.arraywriter import ArrayWriter
 from trajstore.engine.buffers import Buffers
 from trajstore.engine.catalogue import Catalogue
 from trajstore.engine.commit import Session
+from trajstore.engine.encoders import Budget, Encoders, Job, finish
 from trajstore.engine.identity import Identity
 from trajstore.engine.intake import ABSENT
 from trajstore.engine.pool import Pool
@@ -46,7 +47,7 @@ class Cut:
     counts: dict[str, int]
     rows: IntervalSet
     appenders: dict[str, Appender]
-    jobs: list[Future[None]]
+    jobs: list[Job]
     seals: SealWriter | None
     orphans: dict[str, Shard]
 
@@ -93,7 +94,7 @@ class Ingest:
         self._lock = lock
         self._clock = clock
         self.disk_failed = False
-        self._encoders = Pool(threads, thread_name_prefix="trajstore-encode")
+        self._encoders = Encoders(threads)
         self._disk = Pool(_DISK_THREADS, thread_name_prefix="trajstore-disk")
         self._buffers = Buffers(self._disk)
         self._rows = IntervalBuilder(Snapshot(self.storage, head).set("rows") if head else ())
@@ -113,7 +114,7 @@ class Ingest:
 
     def close(self) -> None:
         """Stop the threads; what was not committed is dropped."""
-        self._encoders.shutdown(cancel_futures=True)
+        self._encoders.close()
         self._disk.shutdown(cancel_futures=True)
 
     # -- opening arrays --------------------------------------------------------------------------------------------
@@ -404,9 +405,7 @@ class Ingest:
         """
         session, head = self.session, self.session.head
         session.check()
-        wait(cut.jobs)
-        for job in cut.jobs:
-            job.result()
+        finish(cut.jobs)
         ends = cut.ends()
         writers = {path: self._settle(cut, path, end) for path, end in list(ends.items())}
         self._flush({writer: ends[path] for path, writer in writers.items()})
@@ -505,10 +504,7 @@ class Ingest:
         path = next(path for path, spec in cut.schema.fields.items() if spec.array == array)
         with self._lock:
             # Rows after the cut may have been packed too: none may come meanwhile, and all must have been encoded.
-            jobs = appender.freeze()
-            wait(jobs)
-            for job in jobs:
-                job.result()
+            finish(appender.freeze())
             replaced.flush(appender.row)
             unpack(replaced, target, cut.schema.fields[path], appender.row)
             appender.replaced = None
