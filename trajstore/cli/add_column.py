@@ -57,14 +57,14 @@ def add_column(
     if sum(given is not None for given in (expression, summed, returns, advantages)) != 1:
         raise usage("say what it holds by one of --value, --sum, --returns-to-go and --advantages")
     is_column = expression is not None or summed is not None
-    for flag, given, fits, what in (
+    for flag, option_given, fits, what in (
         ("--terminated", terminated, advantages is not None, "--advantages"),
         ("--decay", decay, advantages is not None, "--advantages"),
         ("--discount", discount, not is_column, "--returns-to-go and --advantages"),
         ("--dtype", dtype, is_column, "--value and --sum"),
         ("--default", default, is_column, "--value and --sum"),
     ):
-        if given is not None and not fits:
+        if option_given is not None and not fits:
             raise usage(f"{flag} is for {what}")
     if is_column:
         values: Any = expression if expression is not None else _sum_of(store, str(summed))
@@ -75,8 +75,8 @@ def add_column(
         kind = "field"
     else:
         reward, value = advantages or ("", "")
-        given = {"terminated": terminated, "discount": discount, "decay": decay}
-        rule = Advantages(reward, value, **{key: option for key, option in given.items() if option is not None})
+        options: dict[str, Any] = {"terminated": terminated, "discount": discount, "decay": decay}
+        rule = Advantages(reward, value, **{key: given for key, given in options.items() if given is not None})
         add_field(store, name, rule, like=reward)
         kind = "field"
     print_json({"store": store, kind: name}) if as_json else click.echo(f"added the {kind} {name} to {store}")
