@@ -163,7 +163,7 @@ class TestFlat:
 
         with trajstore.create(tmp_path / "s") as writer:
             for i in range(9):
-                goal = None if i % 3 == 1 else np.full((2, 2), i, np.float32)
+                goal = None if i % 3 == 1 else np.full((3, 2), i, np.float32)
                 writer.append({"x": {"y": np.arange(i + 1)}, "goal": goal}, seed=i, score=i / 3)
         ds = trajstore.open(tmp_path / "s")
         export_flat(ds, tmp_path / "flat.npz")
