@@ -38,6 +38,30 @@ def export_diffusion_policy(
     Raises ``SchemaError`` if a field that was asked for cannot be carried, or a trajectory lacks one.
     """
     zarr = optional("zarr", "zarr")
+    keys, warnings = _taken(dataset, fields)
+    steps = int(dataset.lengths.sum())
+    with made_aside(path) as aside:
+        root = zarr.open_group(aside, mode="w", zarr_format=2)
+        for name, key in counted(keys.items(), progress, len(keys)):
+            rows = dataset.steps[name]
+            chunk = max(1, min(steps, (1 << 20) // max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)))
+            out = root.create_array(
+                f"data/{key}",
+                shape=(steps, *rows.shape[1:]),
+                chunks=(chunk, *rows.shape[1:]),
+                dtype=rows.dtype,
+                compressors=Blosc(cname="zstd", clevel=5),
+            )
+            _fill(out, dataset, name)
+        ends = root.create_array(
+            "meta/episode_ends", shape=(len(dataset),), dtype="int64", chunks=(max(len(dataset), 1),)
+        )
+        ends[:] = np.cumsum(dataset.lengths)
+    return Exported(len(dataset), steps, tuple(warnings))
+
+
+def _taken(dataset: Dataset, fields: Sequence[str] | None) -> tuple[dict[str, str], list[str]]:
+    """The array that each field goes to, and what is left out, in sentences."""
     relations = {name: "whole" if spec.whole else relation(dataset, name) for name, spec in dataset.fields.items()}
     able = [name for name in dataset.fields if relations[name] in ("main", "last_row_extra")]
     names = able if fields is None else chosen(dataset, fields)
@@ -59,25 +83,7 @@ def export_diffusion_policy(
     if extra:
         warnings.append("the observation after the last step was left out of " + ", ".join(extra))
     warnings.append("columns left out: " + ", ".join(dataset.columns))
-    steps = int(dataset.lengths.sum())
-    with made_aside(path) as aside:
-        root = zarr.open_group(aside, mode="w", zarr_format=2)
-        for name in counted(names, progress, len(names)):
-            rows = dataset.steps[name]
-            chunk = max(1, min(steps, (1 << 20) // max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)))
-            out = root.create_array(
-                f"data/{keys[name]}",
-                shape=(steps, *rows.shape[1:]),
-                chunks=(chunk, *rows.shape[1:]),
-                dtype=rows.dtype,
-                compressors=Blosc(cname="zstd", clevel=5),
-            )
-            _fill(out, dataset, name)
-        ends = root.create_array(
-            "meta/episode_ends", shape=(len(dataset),), dtype="int64", chunks=(max(len(dataset), 1),)
-        )
-        ends[:] = np.cumsum(dataset.lengths)
-    return Exported(len(dataset), steps, tuple(warnings))
+    return keys, warnings
 
 
 def _fill(out: Any, dataset: Dataset, name: str) -> None:

@@ -73,43 +73,45 @@ def export_minari(
             "Minari has an observation after the last step, and this dataset has none",
             hint="final_observation='repeat' writes the last one twice",
         )
-    config = dataset.snapshots[0].manifest.config.get("values", {})
-    observation_space = observation_space or config.get("observation_space")
-    action_space = action_space or config.get("action_space")
+    given = {"observation_space": observation_space, "action_space": action_space, "env_spec": env_spec}
     infos = [name for name in found.others if has_rows(dataset, name)]
-    steps = 0
+    largest: dict[str, int] = {}
     with made_aside(path) as aside:
-        os.makedirs(os.path.join(aside, "data"))
-        actions: dict[str, int] = {}
-        with h5py_module().File(os.path.join(aside, "data", "main_data.hdf5"), "w", track_order=True) as file:
+        folder = os.path.join(aside, "data")
+        os.makedirs(folder)
+        main = os.path.join(folder, "main_data.hdf5")
+        with h5py_module().File(main, "w", track_order=True) as file:
             for number, one in enumerate(counted(episodes(dataset, found), progress, len(dataset))):
                 _write(file.create_group(f"episode_{number}"), number, one, found, infos)
-                _widen(actions, one)
-                steps += len(one)
+                _widen(largest, one)
         metadata = {
-            "total_episodes": len(dataset),
-            "total_steps": steps,
-            "data_format": "hdf5",
-            "observation_space": json.dumps(
-                observation_space or config.get("observation_space") or _space(found.observations, dataset, {})
-            ),
-            "action_space": json.dumps(
-                action_space or config.get("action_space") or _space(found.actions, dataset, actions)
-            ),
+            **_metadata(dataset, found, given, largest),
             "dataset_id": dataset_id or os.path.basename(os.path.normpath(os.fspath(path))),
-            "minari_version": "0.5.4",
-            "jpeg_encoding": False,
-            "description": f"written by trajstore {__version__}",
+            "dataset_size": round(os.path.getsize(main) / 1e6, 1),
         }
-        if env_spec or config.get("env_spec"):
-            metadata["env_spec"] = env_spec or config["env_spec"]
-        size = os.path.getsize(os.path.join(aside, "data", "main_data.hdf5"))
-        with open(os.path.join(aside, "data", "metadata.json"), "w") as out:
-            json.dump({**metadata, "dataset_size": round(size / 1e6, 1)}, out)
+        with open(os.path.join(folder, "metadata.json"), "w") as out:
+            json.dump(metadata, out)
     warnings = not_carried(found, dataset, (*_CARRIED, *infos))
     if not found.final:
         warnings.append("there was no final observation: the last one was written twice")
-    return Exported(len(dataset), steps, tuple(warnings))
+    return Exported(len(dataset), int(dataset.lengths.sum()), tuple(warnings))
+
+
+def _metadata(dataset: Dataset, roles: Roles, given: Mapping[str, Any], largest: Mapping[str, int]) -> dict[str, Any]:
+    """What Minari's ``metadata.json`` says of the episodes; what is not given stands in the store's configuration."""
+    config = dataset.snapshots[0].manifest.config.get("values", {})
+    said = {name: value or config.get(name) for name, value in given.items()}
+    metadata = {
+        "total_episodes": len(dataset),
+        "total_steps": int(dataset.lengths.sum()),
+        "data_format": "hdf5",
+        "observation_space": json.dumps(said["observation_space"] or _space(roles.observations, dataset, {})),
+        "action_space": json.dumps(said["action_space"] or _space(roles.actions, dataset, largest)),
+        "minari_version": "0.5.4",
+        "jpeg_encoding": False,
+        "description": f"written by trajstore {__version__}",
+    }
+    return {**metadata, "env_spec": said["env_spec"]} if said["env_spec"] else metadata
 
 
 def _write(group: Any, number: int, one: Episode, roles: Roles, infos: Sequence[str]) -> None:

@@ -58,12 +58,11 @@ def export_robomimic(
     found = find_roles(dataset, fields, **roles)
     beside = [name for name in found.others if has_rows(dataset, name, ("main",))]
     config = dataset.snapshots[0].manifest.config.get("values", {})
-    steps = 0
+    steps = int(dataset.lengths.sum())
     with made_aside(path) as aside, h5py_module().File(aside, "w", track_order=True) as file:
         data = file.create_group("data", track_order=True)
         for number, one in enumerate(counted(episodes(dataset, found), progress, len(dataset))):
             _write(data.create_group(f"demo_{number}"), one, found, beside)
-            steps += len(one)
         data.attrs["total"] = steps
         data.attrs["env_args"] = json.dumps(dict(env_args or config.get("env_args") or {}))
         for key, numbers in (masks or {}).items():
