@@ -245,7 +245,7 @@ def test_the_index_names_only_what_is_there(tmp_path: Path, monkeypatch: pytest.
     def full(*_: Any) -> None:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr("trajstore.rlinf.backing.save_batch", full)
+    monkeypatch.setattr("trajstore.rlinf.folderbacking.save_batch", full)
     buffer.add_trajectories([trajectory(2)])
     monkeypatch.undo()
     with pytest.raises(StorageError, match="the disk is full"):

@@ -27,11 +27,13 @@ from trajstore.media.publish import publish_file
 from trajstore.media.storage import LocalStorage
 from trajstore.operations.merge import merge
 from trajstore.rlinf.arena import Arena
-from trajstore.rlinf.backing import Backing, Files, FileWriter, Stored, StoreWriter, entry_of, link_or_copy, unlisted
+from trajstore.rlinf.backing import Backing, entry_of
 from trajstore.rlinf.batch import WEIGHTS, batch_of, nested
 from trajstore.rlinf.files import save_batch
 from trajstore.rlinf.flat import Ints, Tensors, assembled, copied, flatten, restore
 from trajstore.rlinf.folder import METADATA, SUFFIXES, file_name, read_folder, write_index
+from trajstore.rlinf.folderbacking import Files, FileWriter, link_or_copy, unlisted
+from trajstore.rlinf.storebacking import Stored, StoreWriter
 
 __all__ = ["TrajectoryReplayBuffer"]
 
