@@ -11,7 +11,7 @@ import numpy as np
 
 import trajstore
 from bench import data
-from bench.rows import Bench, Claim, SkipRow, row
+from bench.rows import Bench, Claim, SkipRow, WrongResultError, row
 from trajstore.sampling.samples import CutSamples
 from trajstore.sampling.windows import Window
 
@@ -197,13 +197,20 @@ def replay(bench: Bench) -> Iterator[Claim]:
     yield times.claim(name + "save all", peer, ">= 10", note=f"{times.median():.2f} s, files shared")
     clean("")
 
-    def load_ours() -> None:
+    def load_ours() -> Any:
         loaded = TrajectoryReplayBuffer(1234, True, 5, 5)
         loaded.load_checkpoint(str(bench.folder / "each.checkpoint"))
+        return loaded
 
-    times = bench.compare(
-        {"trajstore": load_ours, peer: lambda: OneFileEach.load(theirs.folder, cache_size=5, window=5) and None}
-    )
+    def load_theirs() -> Any:
+        return OneFileEach.load(theirs.folder, cache_size=5, window=5)
+
+    def same(ours: Any, theirs: Any) -> bool:
+        ours.random_generator.manual_seed(0)  # a checkpoint brings its state back, theirs does not
+        theirs.generator.manual_seed(0)
+        return _agree(ours.sample(64), theirs.sample(64))
+
+    times = bench.compare({"trajstore": load_ours, peer: load_theirs}, check=same)
     yield times.claim(name + "load, 5 of them into memory", peer, note=f"{times.median() * 1e3:.0f} ms")
     ours.close()
     for folder in ("each", "each.store", "each.checkpoint", "unused"):
@@ -311,6 +318,11 @@ def loader(bench: Bench) -> Iterator[Claim]:
     def with_thread() -> int:
         return sum(int(part["actions"].sum()) for part in Loader(dataset, batch, seed=0))
 
+    def first(what: Any, function: Any) -> Any:
+        return next(iter(DataLoader(what, batch_sampler=[chosen[:batch]], collate_fn=function)))
+
+    if not _agree(first(Windows(), None), first(cold, collate)):
+        raise WrongResultError("trajstore and h5py gave different windows")
     for workers in (0, 2):
         work = {"trajstore": through(cold, workers, collate), "h5py": through(Windows(), workers, None)}
         times = bench.compare(work, repeats=3)
