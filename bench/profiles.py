@@ -82,7 +82,7 @@ def _by_perf(work: str, folder: Path) -> dict[str, float] | None:
     if done.returncode or not found.exists():
         return None
     fields = [perf, "script", "-i", str(found), "-F", "ip,sym,dso"]
-    return symbol_shares(subprocess.run(fields, capture_output=True, text=True, check=True).stdout.splitlines())
+    return symbol_shares(subprocess.run(fields, capture_output=True, text=True, check=False).stdout.splitlines())
 
 
 def symbol_shares(lines: Iterable[str]) -> dict[str, float] | None:
