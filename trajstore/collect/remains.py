@@ -125,7 +125,7 @@ class Remains:
                 continue
             wasteful = piece.live * (_DEAD_IN_MEMORY if piece.rows is not None else _DEAD_ON_DISK) < piece.total
             if wasteful and not rewritten:
-                piece, rewritten = self._rewrite(piece), True
+                piece, rewritten = self._replace(piece.first, piece.stop, [piece]), True
             kept.append(piece)
         self._pieces = kept
 
@@ -163,10 +163,6 @@ class Remains:
         spilled = self._log.write(piece.rows, about)
         self._count(-piece.nbytes)
         piece.rows, piece.spilled = None, spilled
-
-    def _rewrite(self, piece: _Piece) -> _Piece:
-        """The same piece without the rows that nobody wants any more."""
-        return self._replace(piece.first, piece.stop, [piece])
 
     def _join(self) -> None:
         """Make one piece of two neighbours, the smallest there are, unless they are large."""

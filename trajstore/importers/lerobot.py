@@ -157,12 +157,9 @@ def _columns(batch: Any) -> dict[str, Any]:
 
 def _rows(column: Any, feature: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     if feature["dtype"] == "image":
-        return np.stack([_image(row["bytes"]) for row in column.to_pylist()])
+        image = optional("PIL.Image", "interchange")
+        return np.stack([np.asarray(image.open(io.BytesIO(row["bytes"]))) for row in column.to_pylist()])
     if hasattr(column, "flatten") and hasattr(column.type, "value_type"):
         values = np.asarray(column.flatten())
         return values.reshape(len(column), -1).astype(feature["dtype"], copy=False)
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(feature["dtype"], copy=False)
-
-
-def _image(data: bytes) -> np.ndarray[Any, Any]:
-    return np.asarray(optional("PIL.Image", "interchange").open(io.BytesIO(data)))

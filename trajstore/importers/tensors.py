@@ -45,13 +45,11 @@ def import_pt(
                 raise FormatError(f"{os.path.join(place, name)} holds no dict, but a {type(tree).__name__}")
             leaves = dict(_leaves(tree, ""))
             columns = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, (bool, int, float))}
-            yield {path: leaf for path, leaf in leaves.items() if path not in columns}, _without_id(columns)
+            fields = {path: leaf for path, leaf in leaves.items() if path not in columns}
+            columns.pop("id", None)
+            yield fields, columns
 
     return fill_store(destination, trajectories(), len(files[:limit]), progress=progress, **options)
-
-
-def _without_id(columns: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in columns.items() if name != "id"}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -203,7 +203,8 @@ def not_carried(roles: Roles, dataset: Dataset, carried: Sequence[str] = ()) -> 
     """A sentence for each kind of thing that a format made of roles alone leaves behind."""
     warnings = []
     fields = [path for path in roles.others if path not in carried]
-    columns = [name for name in dataset.columns if name not in carried and name not in ("id", *_flags_of(roles))]
+    known = {*carried, "id", roles.terminations, roles.truncations}
+    columns = [name for name in dataset.columns if name not in known]
     if fields:
         warnings.append("fields left out: " + ", ".join(fields))
     if columns:
@@ -213,7 +214,3 @@ def not_carried(roles: Roles, dataset: Dataset, carried: Sequence[str] = ()) -> 
     if roles.terminations is None and roles.truncations is None:
         warnings.append("neither terminations nor truncations are known: every last step counts as truncated")
     return warnings
-
-
-def _flags_of(roles: Roles) -> tuple[str | None, ...]:
-    return roles.terminations, roles.truncations

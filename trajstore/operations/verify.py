@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from trajstore.dataset import Place, stores
 from trajstore.engine.cache import ChunkCache
 from trajstore.engine.commit import read_manifest
+from trajstore.engine.crew import SIZE
 from trajstore.engine.seals import by_shard, load_seals, records_of_files
 from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, StorageError, UnsupportedFormatError
@@ -89,7 +89,7 @@ def verify(
     checks = [_StoreCheck(storage, deep, salvage) for storage in storages]
     total = sum(check.work for check in checks)
     done = 0
-    pool = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="trajstore-verify")
+    pool = ThreadPoolExecutor(threads or SIZE, thread_name_prefix="trajstore-verify")
     try:
         for check in checks:
             for checked in check.shards(pool):
@@ -99,10 +99,6 @@ def verify(
     finally:
         pool.shutdown(cancel_futures=True)
     return Report(tuple(check.finish() for check in checks), deep)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _StoreCheck:

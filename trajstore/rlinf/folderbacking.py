@@ -20,7 +20,7 @@ from trajstore.media.storage import LocalStorage
 from trajstore.rlinf.backing import Entry, entry_of
 from trajstore.rlinf.batch import Batch, batch_of
 from trajstore.rlinf.files import load_batch, save_batch
-from trajstore.rlinf.flat import Tensors, flatten, put, take
+from trajstore.rlinf.flat import Tensors, assembled, flatten, take
 from trajstore.rlinf.folder import batch_files, file_name, read_folder, write_index
 from trajstore.sampling.windows import Ints
 
@@ -38,23 +38,15 @@ class Files:
         self._open: OrderedDict[int, tuple[Batch, Tensors]] = OrderedDict()
 
     def rows(self, numbers: Ints, rows: Ints) -> Tensors:
-        found: Tensors = {}
-        unique = np.unique(numbers).tolist()
-        known = [self._flat(number) for number in unique]
-        paths = [path for path in known[0] if all(path in flat for flat in known)]
-        for number, flat in zip(unique, known):
-            mine = np.flatnonzero(numbers == number)
-            for path in paths:
-                if path not in found:
-                    found[path] = torch.empty((len(rows), *flat[path].shape[1:]), dtype=flat[path].dtype)
-                put(found[path], mine, take(flat[path], rows[mine]))
-        return found
+        parts = []
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
+            flat = self._batch(number)[1]
+            parts.append((places, {path: take(held, rows[places]) for path, held in flat.items()}))
+        return assembled(len(rows), parts)
 
     def whole(self, number: int) -> Batch:
         return self._batch(number)[0]
-
-    def _flat(self, number: int) -> Tensors:
-        return self._batch(number)[1]
 
     def _batch(self, number: int) -> tuple[Batch, Tensors]:
         known = self._open.get(number)
