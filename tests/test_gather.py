@@ -15,6 +15,7 @@ from trajstore.engine.gather import ArrayReader
 from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import CorruptionError, NotFoundError, SchemaError
 from trajstore.format.layout import Codec
+from trajstore.media import shard
 from trajstore.media.storage import LocalStorage
 from trajstore.writer import create
 
@@ -24,7 +25,8 @@ DTYPES = "bool int8 uint16 int32 int64 float16 float32 float64 complex64".split(
 def random_rows(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     if dtype == "bool":
         return rng.integers(0, 2, shape).astype(bool)
-    data = rng.integers(0, 256, (*shape, np.dtype(dtype).itemsize)).astype(np.uint8)
+    few = rng.choice((3, 256))  # bytes that compress, or do not
+    data = rng.integers(0, few, (*shape, np.dtype(dtype).itemsize)).astype(np.uint8)
     return data.view(dtype).reshape(shape)
 
 
@@ -42,7 +44,8 @@ def random_store(path: Path, seed: int) -> dict[str, np.ndarray[Any, Any]]:
             trajectory = {}
             for name, shape in shapes.items():
                 if name.startswith("packed"):
-                    trajectory[name] = (rng.integers(0, 256, (length, *shape)) / 255).astype(dtypes[name])
+                    few = rng.choice((3, 256))
+                    trajectory[name] = (rng.integers(0, few, (length, *shape)) / 255).astype(dtypes[name])
                 else:
                     trajectory[name] = random_rows(rng, dtypes[name], (length, *shape))
                 found[name].append(trajectory[name])
@@ -133,7 +136,7 @@ def test_damage_in_any_chunk_is_found_by_every_way_of_reading(tmp_path: Path) ->
     reader = snapshot.field("frame")
     path = tmp_path / "s" / reader.layout.shard_key(0)
     data = bytearray(path.read_bytes())
-    data[40] ^= 1
+    data[int(reader._index(0)[0, 0]) + 20] ^= 1  # type: ignore[index]
     path.write_bytes(data)
     for read in (
         lambda r: r.read(0, len(rows)),
@@ -145,6 +148,67 @@ def test_damage_in_any_chunk_is_found_by_every_way_of_reading(tmp_path: Path) ->
     path.unlink()
     with pytest.raises(CorruptionError, match="missing"):
         open(tmp_path / "s").snapshots[0].field("frame").read(0, 1)
+
+
+def frames_store(path: Path) -> np.ndarray[Any, Any]:
+    """A store of 50 chunks of two rows each, of noise and of what compresses in turn, and its rows."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 3, (100, 3, 64, 64)).astype(np.uint8)
+    rows[20:24] = rng.integers(0, 256, (4, 3, 64, 64))  # these two chunks are stored as they are
+    with create(path, profile="fast") as writer:
+        writer.append({"frame": rows})
+    return rows
+
+
+def test_chunks_of_one_read_are_decoded_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = frames_store(tmp_path / "s")
+    reader = open(tmp_path / "s", cache_bytes=0).snapshots[0].field("frame")
+    assert reader.layout.chunk_rows == 2
+    calls: list[int] = []
+    real = shard._decompress
+    monkeypatch.setattr(shard, "_decompress", lambda frame, out: calls.append(out.nbytes) or real(frame, out))
+    monkeypatch.setattr(crew, "SIZE", 1)
+    for start, stop, expected in ((30, 60, 1), (31, 59, 1), (30, 31, 1), (18, 26, 4)):
+        calls.clear()
+        assert same(reader.read(start, stop), rows[start:stop])
+        assert len(calls) == expected
+    wanted = np.array([99, 5, 98, 50, 5, 71])
+    calls.clear()
+    assert same(reader.take(wanted), rows[wanted])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("row", [0, 21, 57, 99])
+def test_of_chunks_decoded_together_the_damaged_one_is_named(tmp_path: Path, row: int) -> None:
+    rows = frames_store(tmp_path / "s")
+    reader = open(tmp_path / "s").snapshots[0].field("frame")
+    offset, size = reader._index(0)[row // 2].tolist()  # type: ignore[index]
+    path = tmp_path / "s" / reader.layout.shard_key(0)
+    data = bytearray(path.read_bytes())
+    data[offset + size // 2] ^= 1
+    path.write_bytes(data)
+    place = f"rows {row // 2 * 2} to {row // 2 * 2 + 2} of .*crc32c"
+    for read in (lambda r: r.read(0, len(rows)), lambda r: r.take(np.arange(len(rows))[::-1])):
+        with pytest.raises(CorruptionError, match=place):
+            read(open(tmp_path / "s", cache_bytes=0).snapshots[0].field("frame"))
+    others = np.setdiff1d(np.arange(len(rows)), np.arange(row // 2 * 2, row // 2 * 2 + 2))
+    assert same(open(tmp_path / "s").snapshots[0].field("frame").take(others), rows[others])
+
+
+def test_chunks_of_the_table_that_no_shard_holds_are_fill(tmp_path: Path) -> None:
+    with create(tmp_path / "s") as writer:
+        writer.append_many({"x": np.arange(3000)}, lengths=np.ones(3000, np.int64))
+    snapshot = open(tmp_path / "s").snapshots[0]
+    reader = snapshot.reader("trajectories/id")
+    index = reader._index(0)
+    assert index is not None
+    index[1] = -1, 0
+    rows = reader.read(0, 3000)
+    assert (rows[1024:2048] == -1).all()
+    assert (rows[:1024] == np.arange(1024)).all()
+    assert (rows[2048:] == np.arange(2048, 3000)).all()
+    wanted = np.array([2999, 1500, 7])
+    assert reader.take(wanted).tolist() == [2999, -1, 7]
 
 
 def test_the_cache_keeps_to_its_limit_and_serves_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

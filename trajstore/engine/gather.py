@@ -14,7 +14,7 @@ from trajstore.engine.cache import Block, ChunkCache
 from trajstore.engine.index import Ints, Pieces, pieces, runs, spans
 from trajstore.errors import CorruptionError, NotFoundError, SchemaError
 from trajstore.format.layout import ArrayLayout
-from trajstore.media.shard import check_frame, decode_frame, parse_index
+from trajstore.media.shard import check_frame, decode_frame, decode_frames, parse_index
 from trajstore.media.storage import Storage
 
 #: The file length of a shard as the manifest knows it, or ``None`` for a shard that holds no named rows.
@@ -23,9 +23,10 @@ Array = np.ndarray[Any, Any]
 
 _READ_BYTES = 4 << 20  # frames that lie side by side are read together, up to this
 _FEW_CHUNKS = 4  # a longer stretch is read once and would only push other chunks out of the cache
-_FEW_PIECES = 3  # of one chunk that are copied one by one; more are copied by their row numbers
+_WIDE_MOVE = 64 << 10  # bytes of a stretch of rows from which on stretches are copied one by one, not by row numbers
 _ALONE_BYTES = 512 << 10  # decoded bytes that one thread has done before another would have begun
-_PART_BYTES = 8 << 20  # decoded bytes that a thread takes at a time, at the most
+_BATCH_BYTES = 1 << 20  # decoded bytes that a thread decodes at a time, at the most
+_PART_BYTES = 8 << 20  # decoded bytes that a thread reads at a time, at the most, where reading is what takes time
 _INDEXES = 4096  # shard indexes kept for an array
 
 
@@ -40,41 +41,31 @@ class Convert(Protocol):
 class _Work:
     """What to bring from each chunk: ``chunks`` by number, ascending, and of each the pieces ``bounds[i]:bounds[i+1]``.
 
-    inner, target, count : of the first piece of each chunk, which mostly is the only one.
+    place : of each piece, that of its chunk in ``chunks``.
     """
 
-    __slots__ = ("bounds", "chunks", "count", "inner", "numbers", "pieces", "target")
+    __slots__ = ("bounds", "chunks", "numbers", "pieces", "place")
 
     def __init__(self, found: Pieces) -> None:
-        first = np.flatnonzero(found.chunk[1:] != found.chunk[:-1]) + 1
-        first = np.concatenate((np.zeros(1, np.int64), first))
+        another = found.chunk[1:] != found.chunk[:-1]
+        first = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(another) + 1))
         self.pieces = found
+        self.place = np.concatenate((np.zeros(1, np.int64), np.cumsum(another)))
         self.numbers = found.chunk[first]
         self.chunks: list[int] = self.numbers.tolist()
         self.bounds: list[int] = [*first.tolist(), len(found.chunk)]
-        self.inner: list[int] = found.inner[first].tolist()
-        self.target: list[int] = found.target[first].tolist()
-        self.count: list[int] = found.count[first].tolist()
 
-    def single(self, i: int) -> bool:
-        """Whether a chunk has one piece only."""
-        return self.bounds[i + 1] - self.bounds[i] == 1
+    def moves(self, begin: int, end: int, rows: int) -> tuple[Ints, Ints, Ints]:
+        """Of the chunks ``begin`` to ``end``, of ``rows`` each and laid end to end: rows, where they go, how many.
 
-    def places(self, i: int) -> Iterator[tuple[Any, Any]]:
-        """Rows in the chunk, and rows of the output, that the chunk's pieces stand for; slices, or row numbers."""
-        low, high = self.bounds[i], self.bounds[i + 1]
-        if high - low == 1:
-            first, place, n = self.inner[i], self.target[i], self.count[i]
-            yield slice(first, first + n), slice(place, place + n)
-            return
+        int64 (n,) each. Pieces that go on where the one before ends, here and there, are one.
+        """
+        low, high = self.bounds[begin], self.bounds[end]
         _, inner, target, count = (part[low:high] for part in self.pieces)
-        if high - low <= _FEW_PIECES:
-            for a, b, n in zip(inner.tolist(), target.tolist(), count.tolist()):
-                yield slice(a, a + n), slice(b, b + n)
-        elif len(count) == int(count.sum()):
-            yield inner, target
-        else:
-            yield spans(inner, inner + count), spans(target, target + count)
+        source = (self.place[low:high] - begin) * rows + inner
+        apart = (source[1:] != source[:-1] + count[:-1]) | (target[1:] != target[:-1] + count[:-1])
+        first = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(apart) + 1))
+        return source[first], target[first], np.add.reduceat(count, first)
 
 
 class ArrayReader:
@@ -194,7 +185,7 @@ class ArrayReader:
                     raise self._lost(number)
             key = self.layout.shard_key(shard)
             for frame, number in self._frames(key, wanted):
-                data = frame.tobytes()
+                data = bytes(frame)
                 try:
                     check_frame(data, self.layout.chunk_bytes)
                 except CorruptionError as error:
@@ -226,9 +217,11 @@ class ArrayReader:
         if block is not None:
             stride = block.stride(self.rows // layout.chunk_rows * block.chunk_bytes, count * block.chunk_bytes)
         threads = self.storage.streams or crew.SIZE
-        share = max(1, min(-(-count // (4 * threads)), _PART_BYTES // layout.chunk_bytes))
-        if not self.storage.streams:
-            share = max(share, (_ALONE_BYTES // 2) // layout.chunk_bytes)
+        if self.storage.streams:
+            low, high = 1, _PART_BYTES
+        else:
+            low, high = (_ALONE_BYTES // 2) // layout.chunk_bytes, _BATCH_BYTES
+        share = max(low, min(-(-count // (4 * threads)), high // layout.chunk_bytes), 1)
         keep = None if block is None else (block, stride)
         if count <= share or threads == 1:
             self._fill(work, 0, count, out, keep)
@@ -243,37 +236,80 @@ class ArrayReader:
 
     def _fill(self, work: _Work, begin: int, end: int, out: Array, keep: tuple[Block, int] | None) -> None:
         """Fill ``out`` from the chunks ``begin`` to ``end`` of the work; ``keep`` every n-th chunk of the array."""
-        layout, convert, rows = self.layout, self._convert, self.layout.chunk_rows
-        row_bytes = layout.row_bytes
-        flat = out.reshape(-1).view(np.uint8) if convert is None and out.flags.c_contiguous else None
-        scratch = np.empty((rows, *layout.row_shape), layout.dtype)
-        scratch_bytes = scratch.reshape(-1).view(np.uint8)
+        frames = self._wanted(work, begin, end)
+        step = max(_BATCH_BYTES // self.layout.chunk_bytes, 1)
+        for low in range(begin, end, step):
+            high = min(low + step, end)
+            self._hand_out(work, low, high, frames[low - begin : high - begin], out, keep)
+
+    def _wanted(self, work: _Work, begin: int, end: int) -> list[Any]:
+        """The frame of each chunk from ``begin`` to ``end``; ``None`` for one that no shard holds."""
+        found: list[Any] = [None] * (end - begin)
         for shard, low, high in self._by_shard(work.chunks, begin, end):
-            key = layout.shard_key(shard)
             wanted = []
             for i, (offset, size) in enumerate(self._entries(shard, work.numbers[low:high]), low):
                 if offset >= 0:
-                    wanted.append((offset, size, i))
+                    wanted.append((offset, size, i - begin))
                 elif self._strict:
                     raise self._lost(work.chunks[i])
-                else:
-                    for _, target in work.places(i):
-                        out[target] = layout.fill
-            for frame, i in self._frames(key, wanted):
-                chunk = work.chunks[i]
-                kept = keep is not None and chunk % keep[1] == 0
-                try:
-                    if flat is not None and not kept and work.count[i] == rows and work.single(i):
-                        place = work.target[i] * row_bytes
-                        decode_frame(frame, flat[place : place + rows * row_bytes])
-                        continue
-                    decode_frame(frame, scratch_bytes)
-                except CorruptionError as error:
-                    where = f"rows {chunk * rows} to {chunk * rows + rows} of {self.storage.describe(key)}"
-                    raise _placed(error, where) from error
-                _give(scratch, work, i, out, convert)
-                if keep is not None and kept:
-                    keep[0].put(chunk, self._values(scratch), self.rows)
+            for frame, place in self._frames(self.layout.shard_key(shard), wanted):
+                found[place] = frame
+        return found
+
+    def _hand_out(
+        self, work: _Work, begin: int, end: int, frames: list[Any], out: Array, keep: tuple[Block, int] | None
+    ) -> None:
+        """Decode the chunks ``begin`` to ``end`` of the work and bring their rows to where they go."""
+        layout, rows = self.layout, self.layout.chunk_rows
+        total = (end - begin) * rows
+        source, target, count = work.moves(begin, end, rows)
+        if self._convert is None and int(count[0]) == total and out.flags.c_contiguous:
+            stored = out[int(target[0]) : int(target[0]) + total]
+            self._decode(frames, work.chunks[begin:end], stored)
+        else:
+            stored = np.empty((total, *layout.row_shape), layout.dtype)
+            self._decode(frames, work.chunks[begin:end], stored)
+            self._move(stored, source, target, count, out)
+        if keep is not None:
+            block, stride = keep
+            for i, chunk in enumerate(work.chunks[begin:end]):
+                if chunk % stride == 0:
+                    block.put(chunk, self._values(stored[i * rows : (i + 1) * rows]), self.rows)
+
+    def _decode(self, frames: list[Any], chunks: list[int], out: Array) -> None:
+        """Chunks end to end."""
+        flat, size = out.reshape(-1).view(np.uint8), self.layout.chunk_bytes
+        if all(frame is not None for frame in frames):
+            try:
+                decode_frames(frames, flat)
+            except CorruptionError:
+                pass  # each by itself: which one is it?
+            else:
+                return
+        rows = self.layout.chunk_rows
+        for i, (frame, chunk) in enumerate(zip(frames, chunks)):
+            if frame is None:
+                out[i * rows : (i + 1) * rows] = self.layout.fill
+                continue
+            try:
+                decode_frame(frame, flat[i * size : (i + 1) * size])
+            except CorruptionError as error:
+                key = self.layout.shard_key(chunk // self.layout.chunks_per_shard)
+                where = f"rows {chunk * rows} to {chunk * rows + rows} of {self.storage.describe(key)}"
+                raise _placed(error, where) from error
+
+    def _move(self, stored: Array, source: Ints, target: Ints, count: Ints, out: Array) -> None:
+        """Stored rows, as values, to where they go in ``out``."""
+        if self.layout.row_bytes * int(count.sum()) < _WIDE_MOVE * len(count):
+            if len(count) < int(count.sum()):
+                source, target = spans(source, source + count), spans(target, target + count)
+            out[target] = self._values(stored.take(source, axis=0))
+            return
+        for first, to, n in zip(source.tolist(), target.tolist(), count.tolist()):
+            if self._convert is None:
+                out[to : to + n] = stored[first : first + n]
+            else:
+                self._convert(stored[first : first + n], out[to : to + n])
 
     def _values(self, stored: Array) -> Array:
         if self._convert is None:
@@ -299,7 +335,7 @@ class ArrayReader:
         found: list[list[int]] = index[numbers - shard * self.layout.chunks_per_shard].tolist()
         return found
 
-    def _frames(self, key: str, wanted: list[tuple[int, int, int]]) -> Iterator[tuple[Array, int]]:
+    def _frames(self, key: str, wanted: list[tuple[int, int, int]]) -> Iterator[tuple[Any, int]]:
         """Each wanted (offset, size, what for): frame, what for; neighbours in the file come from one read."""
         wanted.sort()
         at, count, gap = 0, len(wanted), self.storage.gap
@@ -313,12 +349,13 @@ class ArrayReader:
                     break
                 stop = max(stop, offset + size)
                 end += 1
-            data = np.frombuffer(self._read(key, start, stop), np.uint8)
+            data = self._read(key, start, stop)
             if end - at == 1:
                 yield data, what
             else:
+                many = np.frombuffer(data, np.uint8)
                 for offset, size, what in wanted[at:end]:
-                    yield data[offset - start : offset - start + size], what
+                    yield many[offset - start : offset - start + size], what
             at = end
 
     def _read(self, key: str, start: int, stop: int) -> bytes:
@@ -360,23 +397,6 @@ class ArrayReader:
             "and no chunk holds them",
             hint="restore the array from a copy, or save what is whole with `trajstore repair`",
         )
-
-
-def _give(chunk: Array, work: _Work, i: int, out: Array, convert: Convert | None) -> None:
-    """Copy the rows of a chunk to where they go."""
-    if convert is None and work.single(i):
-        inner, target, count = work.inner[i], work.target[i], work.count[i]
-        out[target : target + count] = chunk[inner : inner + count]
-        return
-    for rows, target in work.places(i):
-        if convert is None:
-            out[target] = chunk[rows]
-        elif type(target) is slice:
-            convert(chunk[rows], out[target])
-        else:
-            values = np.empty((len(target), *out.shape[1:]), out.dtype)
-            convert(chunk[rows], values)
-            out[target] = values
 
 
 def _placed(error: CorruptionError, place: str) -> CorruptionError:

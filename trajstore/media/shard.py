@@ -10,6 +10,8 @@ goes on reading what it names.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,14 @@ from trajstore.format.layout import CRC, FRAME_HEADER, MISSING, ArrayLayout, Cod
 # One thread for each call: chunks are encoded side by side by the engine's own threads.
 blosc.use_threads = False
 
-_LENGTHS = struct.Struct("<4xi4xi")  # nbytes and cbytes of a Blosc header
+# A Blosc header: version, compressor's version, flags and type size; nbytes, blocksize, cbytes; and, of most frames,
+# where their first block begins.
+_HEADER = struct.Struct("<4siiii")
+_SIZES = struct.Struct("<iii")
+_FIRST_BLOCK = FRAME_HEADER + 4  # of a frame with one block
+_COPIED = 2  # flag of a frame that holds the bytes as they were, and no blocks
 _CRC = struct.Struct("<I")
+_RESIDUE = 0x48674BC7  # CRC-32C of whatever ends with its own CRC-32C
 
 Frame = Any  # bytes, or uint8 (n,)
 
@@ -36,22 +44,29 @@ def encode_frame(chunk: np.ndarray[Any, Any], codec: Codec) -> bytes:
     return frame + _CRC.pack(crc32c(frame))
 
 
-def check_frame(frame: Frame, chunk_bytes: int) -> Frame:
-    """Check the crc32c and the lengths of one frame of a chunk of ``chunk_bytes``; the frame without its crc32c.
+def check_frame(frame: Frame, chunk_bytes: int) -> bytes | None:
+    """Check the crc32c and the lengths of one frame of a chunk of ``chunk_bytes``.
 
-    The decoder is not safe on forged input, so this comes before it.
-    Raises ``CorruptionError`` (without a place: the caller knows it).
+    Returns
+    -------
+    bytes or None
+        How the frame is encoded, if it is one block: frames of one encoding can be decoded together.
+
+    Raises
+    ------
+    CorruptionError
+        Without a place: the caller knows it. The decoder is not safe on forged input, so this comes before it.
     """
     end = len(frame) - CRC
     if end < FRAME_HEADER:
         raise CorruptionError("a chunk is shorter than its own header")
-    body = frame[:end]
-    if _CRC.unpack_from(frame, end)[0] != crc32c(body):
+    if crc32c(frame) != _RESIDUE:
         raise CorruptionError("a chunk does not match its crc32c")
-    nbytes, cbytes = _LENGTHS.unpack_from(body)
+    encoding, nbytes, blocksize, cbytes, first = _HEADER.unpack_from(frame)
     if nbytes != chunk_bytes or cbytes != end:
         raise CorruptionError(f"a chunk claims {nbytes} bytes in {cbytes}, expected {chunk_bytes} in {end}")
-    return body
+    one = blocksize == nbytes and first == _FIRST_BLOCK and not encoding[2] & _COPIED
+    return encoding if one else None
 
 
 def decode_frame(frame: Frame, out: np.ndarray[Any, Any]) -> None:
@@ -59,9 +74,42 @@ def decode_frame(frame: Frame, out: np.ndarray[Any, Any]) -> None:
 
     Raises ``CorruptionError`` (without a place: the caller knows it).
     """
-    body = check_frame(frame, out.nbytes)
+    check_frame(frame, out.nbytes)
+    _decompress(frame[:-CRC], out)
+
+
+def decode_frames(frames: Sequence[Frame], out: np.ndarray[Any, Any]) -> None:
+    """Check the frames of chunks of one size and decompress them, one behind the other, into ``out``, uint8 (n,).
+
+    Raises ``CorruptionError`` (without a place: ``decode_frame`` on each frame tells it).
+    """
+    size = out.nbytes // len(frames)
+    encodings = {check_frame(frame, size) for frame in frames}
+    encoding = encodings.pop()
+    if encoding is None or encodings:
+        for number, frame in enumerate(frames):
+            _decompress(frame[:-CRC], out[number * size : (number + 1) * size])
+    else:
+        _decompress(_joined(frames, encoding, size), out)
+
+
+def _joined(frames: Sequence[Frame], encoding: bytes, size: int) -> Frame:
+    """Frames of one block each, of ``size`` bytes decoded, as one frame of as many blocks.
+
+    The decoder lets go of the interpreter's lock once for all of them: taking it back would cost two threads that
+    decode beside each other more than a small chunk does. A frame's table says where each block begins, so what is
+    left of the single frames stays where it is, between the blocks.
+    """
+    if len(frames) == 1:
+        return frames[0][:-CRC]
+    starts = list(accumulate(map(len, frames), initial=FRAME_HEADER + 4 * len(frames)))
+    table = np.array(starts[:-1], "<i4") + _FIRST_BLOCK
+    return b"".join((encoding, _SIZES.pack(size * len(frames), size, starts[-1]), table.tobytes(), *frames))
+
+
+def _decompress(frame: Frame, out: np.ndarray[Any, Any]) -> None:
     try:
-        blosc.decompress(body, out)
+        blosc.decompress(frame, out)
     except (RuntimeError, ValueError) as error:
         raise CorruptionError("a chunk cannot be decompressed") from error
 
