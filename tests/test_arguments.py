@@ -10,9 +10,12 @@ import pytest
 
 import trajstore
 from trajstore.checkpoint import Checkpoints
+from trajstore.collect.seeds import split_seeds
 from trajstore.errors import SchemaError
 from trajstore.exporters.flat import export_flat
+from trajstore.format.layout import Codec
 from trajstore.operations.compact import compact
+from trajstore.operations.delete import delete
 from trajstore.operations.merge import merge
 
 
@@ -187,3 +190,103 @@ def test_one_clock_is_the_main_one(tmp_path: Path) -> None:
     for clocks in ({"steps": trajstore.Clock("rate", 2)}, {"depth": trajstore.Clock("main")}):
         with pytest.raises(SchemaError, match="'steps' is the main clock"):
             trajstore.create(tmp_path / "s", clocks=clocks)
+
+
+LOOP: dict[str, Any] = {}
+LOOP["again"] = LOOP
+
+
+@pytest.mark.parametrize(
+    "key", [slice(None, None, 0), slice(1, "a"), slice(1.5, None), None, "obs", 1.5, [1, [2]], True, {}, ...], ids=str
+)
+def test_what_indexes_no_dataset(store: Path, key: Any) -> None:
+    dataset = trajstore.open(store)
+    with pytest.raises(SchemaError):
+        dataset[key]
+    if isinstance(key, slice):
+        for rows in (dataset[0]["obs"], dataset.steps["obs"]):
+            with pytest.raises(SchemaError):
+                rows[key]
+
+
+@pytest.mark.parametrize("key", ["obs", 1.5])
+def test_what_indexes_no_rows(store: Path, key: Any) -> None:
+    dataset = trajstore.open(store)
+    for rows in (dataset[0]["obs"], dataset.steps["obs"]):
+        with pytest.raises(SchemaError, match="chosen by integers"):
+            rows[key]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(lambda ds, size=size: list(ds.batches(size)) for size in ("8", 1.5, 0, True)),
+        *(lambda ds, fields=fields: list(ds.batches(2, fields=fields)) for fields in (5, [5])),
+        *(lambda ds, first=first: ds.split(first=first) for first in ("1", 1.5, -1, 4)),
+        *(lambda ds, parts=parts: ds.split(parts=parts) for parts in ("1", 0, 10**7)),
+        *(lambda ds, shares=shares: ds.split(fractions=shares) for shares in (5, {"a": "b"}, {"a": float("nan")}, {})),
+        *(lambda ds, size=size: trajstore.open(ds.snapshots[0].place, cache_bytes=size) for size in ("1G", -1)),
+    ],
+)
+def test_what_a_dataset_cannot_do(store: Path, call: Any) -> None:
+    with pytest.raises(SchemaError):
+        call(trajstore.open(store))
+
+
+def test_texts_make_no_batches(tmp_path: Path) -> None:
+    with trajstore.create(tmp_path / "s") as writer:
+        writer.append({"x": [1.0]}, level="maze")
+    with pytest.raises(SchemaError, match="'level' holds string, which makes no batch"):
+        next(trajstore.open(tmp_path / "s").batches(1, fields="level"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"files": files} for files in (5, [5], [None])),
+        *({"target": target} for target in ("10", -1, 1.5, True)),
+        {"threads": 10**9},
+        {"config": LOOP},
+    ],
+    ids=lambda given: "config" if "config" in given else str(given),
+)
+def test_what_nothing_is_collected_with(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(SchemaError):
+        trajstore.create(tmp_path / "s", **given)
+
+
+def test_settings_of_a_codec_are_numbers() -> None:
+    for given in ({"clevel": "x"}, {"clevel": 10}, {"clevel": -1}, {"blocksize": "1M"}, {"blocksize": -1}):
+        with pytest.raises(SchemaError, match="a whole number"):
+            Codec("lz4", **given)
+
+
+def test_what_a_writer_cannot_do_changes_nothing(store: Path) -> None:
+    with trajstore.create(store, resume=True) as writer:
+        for state in ([1], 5, "a", None, LOOP):
+            with pytest.raises(SchemaError, match="the writer's state"):
+                writer.state = state  # type: ignore[assignment]
+        for ids in (0.0, [0.5], [True], "0", None, [[0]], 2**70, ["a"]):
+            with pytest.raises(SchemaError, match="ids are whole numbers"):
+                writer.delete(ids)  # type: ignore[arg-type]
+        for seeds in (1.5, None, "a"):
+            with pytest.raises(SchemaError):
+                writer.mark_attempted(seeds)  # type: ignore[arg-type]
+        for count in ("a", -1):
+            with pytest.raises(SchemaError, match="a whole number"):
+                writer.remaining_seeds(range(10), count)  # type: ignore[arg-type]
+        with pytest.raises(SchemaError, match="contains itself"):
+            writer.append({"obs": np.zeros((4, 2), np.float32), "more": LOOP}, seed=9)
+        with pytest.raises(SchemaError, match="names are strings"):
+            writer.append({"obs": {5: np.zeros((4, 2), np.float32)}}, seed=9)
+    assert (len(trajstore.open(store)), len(writer.attempted)) == (3, 3)
+    for ids in ([0.5], 0.0, [True], "0"):
+        with pytest.raises(SchemaError, match="ids are whole numbers"):
+            delete(store, ids=ids)  # type: ignore[arg-type]
+    assert len(trajstore.open(store)) == 3
+
+
+def test_seeds_are_shared_out_of_a_range() -> None:
+    for given in ((5, 0, 1), (range(5), "a", 1), (range(5), 1, 1), (range(5), 0, 0), (range(5), -1, 2)):
+        with pytest.raises(SchemaError):
+            split_seeds(*given)  # type: ignore[arg-type]

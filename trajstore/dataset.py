@@ -19,6 +19,7 @@ from trajstore.engine.steps import StepRows, Steps
 from trajstore.engine.table import Table
 from trajstore.engine.trajectory import Rows, Trajectory
 from trajstore.errors import NotFoundError, SchemaError
+from trajstore.format.arguments import check_count, field_names
 from trajstore.format.expression import Expression
 from trajstore.format.layout import COMMITS, ROOT, is_temporary
 from trajstore.format.schema import LENGTH, MAIN_CLOCK
@@ -65,6 +66,7 @@ def open(
     StorageError, MissingDependencyError
         It cannot be reached.
     """
+    check_count("cache_bytes", cache_bytes)
     places: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
     if not places:
         raise NotFoundError("no store was given")
@@ -202,7 +204,7 @@ class Dataset(Selection):
     @overload
     def __getitem__(self, key: slice | Sequence[int] | Array) -> Dataset: ...
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, (int, np.integer)):
+        if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
             number = int(key)
             if not -len(self) <= number < len(self):
                 raise NotFoundError(f"there is no trajectory {number}", hint=f"there are {len(self)}, counted from 0")
@@ -211,7 +213,10 @@ class Dataset(Selection):
         if isinstance(key, slice):
             chosen = bounds(key, len(self))
         else:
-            chosen = np.asarray(key)
+            try:
+                chosen = np.asarray(key)
+            except ValueError as error:
+                raise SchemaError(f"a dataset is not indexed by {key!r:.60}: {error}") from None
             if chosen.dtype == bool:
                 if chosen.shape != (len(self),):
                     raise SchemaError(f"a mask of shape {chosen.shape} does not fit {len(self)} trajectories")
@@ -300,10 +305,11 @@ class Dataset(Selection):
         fields : which to read, or one; by default those on the main clock.
         by : the integer column that groups them; any but ``length`` must make equal lengths.
         """
-        if size < 1:
-            raise SchemaError(f"a batch of {size} trajectories")
-        names = self.schema.on_clock(MAIN_CLOCK) if fields is None else fields
-        names = [names] if isinstance(names, str) else list(names)
+        check_count("a batch, a number of trajectories,", size, 1)
+        names = self.schema.on_clock(MAIN_CLOCK) if fields is None else field_names(fields)
+        for name in names:
+            if (spec := self.fields.get(name)) is not None and spec.whole:
+                raise SchemaError(f"field {name!r} holds {spec.dtype}, which makes no batch", hint="leave it out")
         key = self.table[by]
         order = np.argsort(key, kind="stable")
         edges = np.flatnonzero(np.diff(key[order])) + 1

@@ -24,6 +24,7 @@ from trajstore.engine.ledger import Ledger
 from trajstore.engine.mutex import Mutex
 from trajstore.engine.opening import open_part, open_session
 from trajstore.errors import SchemaError, StateError, TrajstoreError
+from trajstore.format.arguments import check_count, whole_numbers
 from trajstore.format.encoding import DEFAULT_PROFILE, codec_of
 from trajstore.format.intervals import IntervalSet
 from trajstore.format.layout import Codec
@@ -36,6 +37,7 @@ from trajstore.media.storage import LocalStorage, Storage
 __all__ = ["COMMIT_EVERY", "Source", "Writer", "create"]
 
 COMMIT_EVERY = 10.0  # seconds
+_MOST_THREADS = 1024
 
 
 def create(
@@ -114,10 +116,11 @@ def create(
         if not isinstance(commit_every, (int, float, np.number)) or not commit_every > 0:
             raise SchemaError(f"commit_every is {commit_every!r}", hint="seconds above 0, or None for no timer")
         commit_every = float(commit_every) if commit_every < threading.TIMEOUT_MAX else None
-    _check_count("commit_trajectories", commit_trajectories, 1)
-    _check_count("commit_bytes", commit_bytes, 1)
-    _check_count("queue_bytes", queue_bytes, 0)
-    _check_count("threads", threads, 0)
+    for name, count in (("commit_trajectories", commit_trajectories), ("commit_bytes", commit_bytes)):
+        if count is not None:
+            check_count(name, count, 1)
+    check_count("queue_bytes", queue_bytes)
+    check_count("threads", threads or 0, most=_MOST_THREADS)
     root: Any = path if hasattr(path, "describe") else LocalStorage(path)
     codec, declared = codec_of(profile), declaration(fields, clocks, columns)
     session = open_session(root if part is None else open_part(root, part), resume)
@@ -140,11 +143,6 @@ def create(
     except BaseException:
         session.close()
         raise
-
-
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if value is not None and (not isinstance(value, (int, np.integer)) or value < least):
-        raise SchemaError(f"{name} is {value!r}", hint=f"a whole number, {least} or more")
 
 
 class Writer:
@@ -390,7 +388,7 @@ class Writer:
         Their rows stay on disk until the store is compacted, and their seeds count as collected. Deleting one twice
         does nothing. Raises ``NotFoundError`` for an id that no trajectory has.
         """
-        wanted = np.atleast_1d(np.asarray(ids if isinstance(ids, (int, np.integer)) else list(ids), np.int64))
+        wanted = whole_numbers("ids", ids)
         self._check()
         with self._changing():
             self._ledger.deleted.update(IntervalSet.of(self._ingest.rows_of(wanted)))
@@ -416,6 +414,7 @@ class Writer:
 
     def remaining_seeds(self, wanted: range, count: int) -> np.ndarray[Any, Any]:
         """The first ``count`` seeds of a range that were never attempted, int64; for collectors that run batches."""
+        check_count("count", count)
         with self._looking():
             return self._ledger.progress.remaining(wanted).first(count)
 

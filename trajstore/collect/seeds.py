@@ -27,6 +27,7 @@ from trajstore.errors import (
     SchemaError,
     StateError,
 )
+from trajstore.format.arguments import check_count
 from trajstore.format.intervals import IntervalSet
 from trajstore.format.layout import LOCK, PRIVATE, temporary
 from trajstore.media.storage import Storage
@@ -37,7 +38,11 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 def split_seeds(seeds: range, rank: int, world_size: int) -> range:
     """The share of one of ``world_size`` collectors: contiguous ranges that together are ``seeds``."""
-    if not 0 <= rank < world_size:
+    if not isinstance(seeds, range):
+        raise SchemaError(f"seeds come from a range, not from {seeds!r:.60}", hint="range(0, 1000), say")
+    check_count("world_size", world_size, 1)
+    check_count("rank", rank)
+    if rank >= world_size:
         raise SchemaError(f"rank {rank} is not one of {world_size}")
     return seeds[len(seeds) * rank // world_size : len(seeds) * (rank + 1) // world_size]
 

@@ -102,11 +102,16 @@ def on_device(value: Any) -> bool:
 
 def holds(trajectory: Any) -> bool:
     """Whether any value of a nested dict lies in a device's memory."""
-    if "torch" not in sys.modules:
+    try:
+        return "torch" in sys.modules and _holds(trajectory)
+    except RecursionError:  # a dict that contains itself, which whoever takes it apart refuses
         return False
-    if isinstance(trajectory, Mapping):
-        return any(type(value) is not np.ndarray and holds(value) for value in trajectory.values())
-    return on_device(trajectory)
+
+
+def _holds(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(type(inner) is not np.ndarray and _holds(inner) for inner in value.values())
+    return on_device(value)
 
 
 def stand_in(tensor: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trajstore.errors import SchemaError
+
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -77,8 +79,16 @@ def pieces(starts: Ints, stops: Ints, targets: Ints, size: int) -> Pieces:
 
 
 def bounds(key: slice, length: int) -> Ints:
-    """The positions that a slice of a sequence of this length names."""
-    return np.arange(*key.indices(length), dtype=np.int64)
+    """The positions that a slice of a sequence of this length names. Raises ``SchemaError`` for one that is none."""
+    return np.arange(*indices(key, length), dtype=np.int64)
+
+
+def indices(key: slice, length: int) -> tuple[int, int, int]:
+    """Start, stop and step of a slice of a sequence of this length. Raises ``SchemaError`` for one that is none."""
+    try:
+        return key.indices(length)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"{key!r:.80}: {error}", hint="give whole numbers, and a step other than 0") from None
 
 
 def natural(name: str) -> tuple[Any, ...]:

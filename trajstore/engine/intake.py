@@ -39,7 +39,13 @@ def flatten(trajectory: Mapping[str, Any], columns: Mapping[str, Any], schema: S
     flat: dict[str, Any] = {}
     if type(trajectory) is not dict and not isinstance(trajectory, Mapping):
         raise SchemaError(f"a trajectory is a dict of arrays, not {type(trajectory).__name__}")
-    _flatten_into(flat, trajectory, "", schema)
+    try:
+        _flatten_into(flat, trajectory, "", schema)
+    except RecursionError:
+        raise SchemaError("a dict of the trajectory contains itself, or lies too deep", hint="flatten it") from None
+    except TypeError as error:
+        hint = "names are strings; a dict with other keys is a document: give it by keyword"
+        raise SchemaError(f"a field of the trajectory cannot be named: {error}", hint=hint) from error
     for name, value in columns.items():
         if name in flat:
             raise SchemaError(f"{name!r} is given twice: in the trajectory and as a column")

@@ -10,6 +10,7 @@ import numpy as np
 
 from trajstore.engine.order import shuffled
 from trajstore.errors import SchemaError
+from trajstore.format.arguments import check_count
 
 Values = np.ndarray[Any, Any]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -55,16 +56,16 @@ def partition(
         return _by_value(*by)
     order = np.arange(count, dtype=np.int64) if seed is None else shuffled(count, seed)
     if first is not None:
-        if not 0 <= first <= count:
-            raise SchemaError(f"the first {first} of {count} trajectories cannot be split off")
+        check_count("first, a number of trajectories,", first, most=count)
         edges = {"first": first, "rest": count}
     elif parts is not None:
-        if parts < 1:
-            raise SchemaError(f"a split into {parts} parts")
+        check_count("parts", parts, 1, _MOST_PARTS)
         sizes = [count // parts + (rank < count % parts) for rank in range(parts)]
         edges = {f"rank{rank}": sum(sizes[: rank + 1]) for rank in range(parts)}
     else:
-        edges = _edges(dict(fractions or {}), count)
+        if not isinstance(fractions, Mapping):
+            raise SchemaError(f"fractions are a dict of shares by name, not {fractions!r:.60}")
+        edges = _edges(dict(fractions), count)
     found: dict[str, Ints] = {}
     start = 0
     for name, stop in edges.items():
@@ -74,8 +75,9 @@ def partition(
 
 
 def _edges(fractions: dict[str, float], count: int) -> dict[str, int]:
-    total = sum(fractions.values())
-    if not fractions or any(not fraction > 0 for fraction in fractions.values()) or total > 1 + 1e-9:
+    numbers = all(isinstance(fraction, (int, float, np.number)) and fraction > 0 for fraction in fractions.values())
+    total = sum(fractions.values()) if numbers else 0.0
+    if not 0 < total <= 1 + 1e-9:
         raise SchemaError(f"fractions are above 0 and 1 in all, not {fractions!r:.200}")
     edges = {}
     reached = 0.0

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from trajstore.engine.index import locate
+from trajstore.engine.index import bounds, locate
 from trajstore.engine.optional import optional
 from trajstore.engine.selection import Selection
-from trajstore.errors import NotFoundError
+from trajstore.errors import NotFoundError, SchemaError
 
 Array = np.ndarray[Any, Any]
 
@@ -57,12 +57,13 @@ class StepRows:
     def __getitem__(self, key: Any) -> Any:
         first, *rest = key if isinstance(key, tuple) else (key,)
         if isinstance(first, slice):
-            low, high, step = first.indices(len(self))
-            positions = np.arange(low, high, step, dtype=np.int64)
+            positions = bounds(first, len(self))
         else:
             positions = np.asarray(first)
             if positions.dtype == bool:
                 positions = np.flatnonzero(positions)
+            if positions.size and positions.dtype.kind not in "iu":
+                raise SchemaError(f"rows are chosen by integers, slices and masks, not by {first!r:.60}")
             if positions.size and (positions.min() < -len(self) or positions.max() >= len(self)):
                 raise NotFoundError(f"field {self.field!r} has {len(self)} rows, and no row {first!r:.60}")
             positions = np.where(positions < 0, positions + len(self), positions).astype(np.int64)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trajstore.engine.index import indices
 from trajstore.engine.snapshot import Snapshot
 from trajstore.errors import CorruptionError, FormatError, NotFoundError, SchemaError
 from trajstore.format import typedjson
@@ -148,12 +149,13 @@ class Rows:
     def __getitem__(self, key: Any) -> Any:
         first, *rest = key if isinstance(key, tuple) else (key,)
         rest_key = (slice(None), *rest)
-        if first is Ellipsis or first is None or (isinstance(first, slice) and first.step not in (None, 1)):
-            return self._reader.read(self._start, self._stop)[key]
         if isinstance(first, slice):
-            low, high, _ = first.indices(len(self))
-            rows = self._reader.read(self._start + low, self._start + max(low, high))
-            return rows[rest_key] if rest else rows
+            low, high, step = indices(first, len(self))
+            if step == 1:
+                rows = self._reader.read(self._start + low, self._start + max(low, high))
+                return rows[rest_key] if rest else rows
+        if first is Ellipsis or first is None or isinstance(first, slice):
+            return self._reader.read(self._start, self._stop)[key]
         chosen = np.asarray(first)
         if chosen.dtype == bool:
             return self._reader.read(self._start, self._stop)[key]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import FormatError, SchemaError, UnsupportedFormatError
+from trajstore.format.arguments import check_count
 from trajstore.format.schema import NUMERIC, check_path
 
 ROOT = "zarr.json"
@@ -80,8 +81,8 @@ class Codec:
             raise SchemaError(f"{self.cname!r} is no Blosc compressor", hint="one of " + ", ".join(_CNAMES))
         if self.shuffle not in _SHUFFLES:
             raise SchemaError(f"{self.shuffle!r} is no Blosc shuffle", hint="one of " + ", ".join(_SHUFFLES))
-        if not 0 <= self.clevel <= 9 or self.blocksize < 0:
-            raise SchemaError(f"clevel {self.clevel} or blocksize {self.blocksize} is out of range")
+        check_count("clevel", self.clevel, most=9)
+        check_count("blocksize", self.blocksize)
 
     @property
     def shuffle_code(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from trajstore.errors import SchemaError
 from trajstore.format import typedjson
+from trajstore.format.arguments import check_count
 from trajstore.format.intervals import IntervalBuilder, IntervalSet
 
 _TRIES = 8
@@ -25,6 +26,8 @@ class State(dict[str, Any]):
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__()
+        if not isinstance(values, Mapping):
+            raise SchemaError(f"the writer's state is a dict, not {type(values).__name__}", hint="name your values")
         self.update(values)
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -86,10 +89,9 @@ class Progress:
 
     @target.setter
     def target(self, value: int | None) -> None:
-        try:
-            self._target = None if value is None else operator.index(value)
-        except TypeError:
-            raise SchemaError(f"a target is a number of trajectories, or None, not {value!r:.60}") from None
+        if value is not None:
+            check_count("a target is a number of trajectories, and this one", value)
+        self._target = None if value is None else operator.index(value)
 
     @staticmethod
     def to_json(target: int | None, state: bytes) -> dict[str, Any]:
@@ -100,7 +102,7 @@ class Progress:
     def state_from_json(value: Mapping[str, Any]) -> tuple[int | None, dict[str, Any]]:
         target = value.get("target")
         state = typedjson.loads(json.dumps(value.get("state", {})).encode())
-        return (target if isinstance(target, int) else None), state if isinstance(state, dict) else {}
+        return (max(target, 0) if isinstance(target, int) else None), state if isinstance(state, dict) else {}
 
     def attempt(self, seeds: Any, *, completed: bool = False) -> None:
         """Mark seeds (an int, a range or an array of them) as attempted, and as completed if asked."""
@@ -109,7 +111,10 @@ class Progress:
             if completed:
                 self.completed.add(int(seeds))
         else:
-            found = IntervalSet.span(seeds.start, seeds.stop) if _is_plain(seeds) else IntervalSet.of(seeds)
+            try:
+                found = IntervalSet.span(seeds.start, seeds.stop) if _is_plain(seeds) else IntervalSet.of(seeds)
+            except TypeError:
+                raise SchemaError(f"seeds are whole numbers, not {seeds!r:.60}") from None
             self.attempted.update(found)
             if completed:
                 self.completed.update(found)

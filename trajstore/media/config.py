@@ -23,8 +23,12 @@ def describe_config(config: Mapping[str, Any] | None, files: Iterable[str | os.P
         raise SchemaError(f"config is a dict, not {type(config).__name__}")
     if isinstance(files, (str, os.PathLike)):
         files = [files]  # one file, not its name's letters
+    files = [] if files is None else list(files) if isinstance(files, Iterable) else [files]
+    for path in files:
+        if not isinstance(path, (str, os.PathLike)):
+            raise SchemaError(f"files are given by their paths, not as {path!r:.60}")
     values = json.loads(typedjson.dumps(dict(config or {})))
-    hashes = {os.fspath(path): _sha256(path) for path in files or ()}
+    hashes = {os.fspath(path): _sha256(path) for path in files}
     return with_fingerprint(values, hashes)
 
 

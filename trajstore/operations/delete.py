@@ -10,6 +10,7 @@ import numpy as np
 from trajstore.dataset import Dataset, Place, stores
 from trajstore.dataset import open as open_dataset
 from trajstore.errors import NotFoundError, SchemaError
+from trajstore.format.arguments import whole_numbers
 from trajstore.format.intervals import IntervalSet
 from trajstore.format.schema import ID
 from trajstore.operations.amendment import amending
@@ -55,7 +56,7 @@ def _edit(
 ) -> int:
     if (where is None) == (ids is None):
         raise SchemaError("trajectories are chosen by `where` or by `ids`", hint="for example: where='length < 5'")
-    wanted = None if ids is None else np.unique(np.asarray(list(ids), np.int64))
+    wanted = None if ids is None else np.unique(whole_numbers("ids", ids))
     found = stores(place)
     if wanted is not None and len(found) > 1:
         raise SchemaError(f"{place} holds {len(found)} stores, and an id may be in several", hint="give one of them")
