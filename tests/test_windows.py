@@ -85,7 +85,13 @@ def test_rows_of_the_other_clocks() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"length": 0}, {"stride": 0}, {"pad": "mirror"}, {"before": 1}, {"length": 3, "after": 3}, {"offsets": {"a": ()}}],
+    [
+        *({"length": 0}, {"stride": 0}, {"pad": "mirror"}, {"before": 1}, {"length": 3, "after": 3}),
+        *({"length": 2.0}, {"length": "2"}, {"stride": 1.5}, {"dilation": None}, {"length": 3, "before": 0.5}),
+        *({"offsets": {"a": deltas}} for deltas in ((), (-0.5, 0), (0, 1.0), "ab", 1.5, None)),
+        {"offsets": [("a", (0,))]},
+    ],
+    ids=str,
 )
 def test_windows_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(SchemaError):

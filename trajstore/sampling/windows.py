@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trajstore.errors import NotFoundError, SchemaError
+from trajstore.format.arguments import check_count, whole_numbers
 from trajstore.format.schema import Clock
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -48,8 +49,14 @@ class Window:
     offsets: Mapping[str, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.length, self.stride, self.dilation) < 1:
-            raise SchemaError(f"length, stride and dilation are 1 or more: {self}")
+        for name in ("length", "stride", "dilation"):
+            check_count(f"a window's {name}", getattr(self, name), 1)
+        check_count("before", self.before)
+        check_count("after", self.after)
+        if not isinstance(self.offsets or {}, Mapping):
+            raise SchemaError(f"offsets are a dict of steps by field, not {self.offsets!r:.60}")
+        for field, deltas in (self.offsets or {}).items():
+            whole_numbers(f"the offsets of {field!r}", deltas)
         if self.pad not in PADS:
             raise SchemaError(f"a window is padded by 'repeat' or 'zero', not {self.pad!r}")
         if any(not len(deltas) for deltas in (self.offsets or {}).values()):
