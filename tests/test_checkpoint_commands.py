@@ -24,7 +24,7 @@ from trajstore.checkpoint.listing import (
     prune,
     verify,
 )
-from trajstore.checkpoint.plot import metrics_figure, plot_folder, series, training_figure
+from trajstore.checkpoint.plot import folder_figure, metrics_figure, plot_folder, series, training_figure
 from trajstore.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -128,6 +128,17 @@ def test_paths_for_other_commands(tmp_path):
         checkpoint_path(tmp_path / "empty")
 
 
+def test_a_metric_that_none_has_is_refused_naming_those_there_are(tmp_path):
+    fill(tmp_path / "c")
+    for command in (lambda: list_checkpoints(tmp_path / "c", ["reward_mean", "typo"]),
+                    lambda: checkpoint_path(tmp_path / "c", "best", "typo"),
+                    lambda: prune(tmp_path / "c", keep_best=("typo", "max", 1))):  # fmt: skip
+        with pytest.raises(NotFoundError, match="has the metric 'typo'") as caught:
+            command()
+        assert caught.value.hint == "there are reward_mean, episodes_completed"
+    assert len(list_checkpoints(tmp_path / "c", ["reward_mean"]).rows) == 6
+
+
 def test_pins_and_notes_while_a_run_saves(tmp_path):
     with Checkpoints(fill(tmp_path / "c", 2), keep_last=1) as ckpts:
         assert pin(tmp_path / "c", 0).pinned
@@ -151,7 +162,7 @@ def test_prune(tmp_path):
     assert [r.checkpoint.step for r in list_checkpoints(tmp_path / "c").rows] == [0, 1, 5, 10, 11]
     with pytest.raises(SchemaError, match="no rule"):
         prune(tmp_path / "c")
-    with pytest.raises(NotFoundError, match=r"'reward'.*those of the newest are .*reward_mean"):
+    with pytest.raises(NotFoundError, match=r"'reward'.*there are reward_mean"):
         prune(tmp_path / "c", keep_best=("reward", "max", 3))
     # The newest two rot: the newest that verifies stays, whatever the rules say.
     for step in (10, 11):
@@ -378,6 +389,22 @@ def test_plots(tmp_path):
         plot_folder(tmp_path / "c", tmp_path / "x.png", ["loss"])
 
 
+def test_a_plot_shows_what_was_recorded():
+    pytest.importorskip("matplotlib")
+
+    def titles(*metrics):
+        figure = folder_figure([{"step": step, **dict.fromkeys(metrics, 1.0)} for step in range(3)], "run")
+        return [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()], figure.get_suptitle()
+
+    assert titles("loss", "reward_mean", "success") == (["loss", "reward_mean", "success"], "run")
+    usual, _ = titles("loss", "reward_mean", "episode_len_mean", "kl")
+    assert usual == ["Episode reward", "Reward by role", "Episode length", "KL divergence", "Entropy", "Latest"]
+    many, title = titles(*(f"m{i}" for i in range(20)))
+    assert many == [f"m{i}" for i in range(12)]
+    assert title == "run: 12 of 20 metrics, --metric draws others"
+    assert len(titles()[0]) == 6, "nothing to draw: the panels say so"
+
+
 def test_a_line_goes_through_what_was_measured():
     history = [
         {"step": 10, "eval": {"r": 1.0}},
@@ -390,3 +417,7 @@ def test_a_line_goes_through_what_was_measured():
     figure = metrics_figure(history, ["eval/r"])
     (line,) = figure.axes[0].get_lines()
     assert line.get_xdata().tolist() == [10.0, 30.0]
+    assert figure.axes[0].get_xlabel() == "step"
+    figure = metrics_figure([{"step": 10, "iteration": 1, "r": 2.0}], ["r"])
+    assert figure.axes[0].get_lines()[0].get_xdata().tolist() == [1.0]
+    assert figure.axes[0].get_xlabel() == "iteration"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 from trajstore.checkpoint.chunks import Pool
 from trajstore.checkpoint.foreign import ForeignFolder, foreign_kind
 from trajstore.checkpoint.reading import verify_checkpoint
-from trajstore.checkpoint.retention import Candidate, Retention, metric_value, ranked
+from trajstore.checkpoint.retention import Candidate, Retention, metric_names, metric_value, ranked
 from trajstore.checkpoint.shelf import HISTORY, LOCK, Checkpoint, Shelf, candidate, has_name
 from trajstore.errors import CorruptionError, NotFoundError
 from trajstore.format.layout import PRIVATE
@@ -61,7 +62,8 @@ class OwnFolder:
         return self.shelf.checkpoints()
 
     def files(self, name: str) -> list[Path]:
-        return sorted(file for file in Path(self.storage.describe(name)).rglob("*") if file.is_file())
+        found = os.walk(self.storage.describe(name))
+        return sorted(Path(folder, file) for folder, _, files in found for file in files)
 
     def companions(self, name: str) -> list[str]:
         return []
@@ -126,6 +128,8 @@ def find(folder: Folder, which: str | int, metric: str | None = None, mode: str 
     if which == "latest" and found:
         return found[-1]
     if which == "best":
+        if metric is not None:
+            require_metric(folder, found, metric)
         best = best_of(folder, found, metric, mode)
         if best is not None:
             return best
@@ -139,6 +143,17 @@ def find(folder: Folder, which: str | int, metric: str | None = None, mode: str 
     steps = ", ".join(str(checkpoint.step) for checkpoint in found[-20:]) or "none"
     raise NotFoundError(
         f"there is no checkpoint {which} in {folder.storage.describe()}", hint=f"the steps there are: {steps}"
+    )
+
+
+def require_metric(folder: Folder, found: Sequence[Checkpoint], metric: str) -> None:
+    """Raise ``NotFoundError`` naming the metrics there are, if none of the checkpoints found has this one."""
+    if any(metric_value(checkpoint.metrics, metric) is not None for checkpoint in found):
+        return
+    known = dict.fromkeys(name for checkpoint in reversed(found) for name in metric_names(checkpoint.metrics))
+    raise NotFoundError(
+        f"no checkpoint in {folder.storage.describe()} has the metric {metric!r}",
+        hint=f"there are {', '.join(list(known)[:40])}" if known else "they were saved without metrics",
     )
 
 

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trajstore.checkpoint.folder import Folder, best_of, find, locked, newest_valid, open_folder, read_rules
+from trajstore.checkpoint.folder import (
+    Folder,
+    best_of,
+    find,
+    locked,
+    newest_valid,
+    open_folder,
+    read_rules,
+    require_metric,
+)
 from trajstore.checkpoint.retention import Best, Retention, metric_value, select
 from trajstore.checkpoint.shelf import Checkpoint, Shelf, candidate
 from trajstore.errors import NotFoundError, SchemaError, TrajstoreError
@@ -39,10 +48,15 @@ class Listing:
     episodes: float | None
 
 
-def list_checkpoints(path: str | Path) -> Listing:
-    """List a folder. Hard links are counted once. Raises ``NotFoundError``."""
+def list_checkpoints(path: str | Path, metrics: Sequence[str] = ()) -> Listing:
+    """List a folder. Hard links are counted once.
+
+    Raises ``NotFoundError`` if there is nothing, or if no checkpoint has one of ``metrics``.
+    """
     folder = open_folder(path)
     found = folder.checkpoints()
+    for metric in metrics:
+        require_metric(folder, found, metric)
     best = best_of(folder, found)
     kept = select(map(candidate, found), read_rules(folder.storage))
     seen: set[tuple[int, int]] = set()
@@ -50,7 +64,10 @@ def list_checkpoints(path: str | Path) -> Listing:
     for checkpoint in found:
         size = 0
         for file in folder.files(checkpoint.name):
-            status = file.stat()
+            try:
+                status = file.stat()
+            except FileNotFoundError:  # a run that saves here removes what its rules do not keep
+                continue
             if status.st_nlink == 1 or (status.st_dev, status.st_ino) not in seen:
                 seen.add((status.st_dev, status.st_ino))
                 size += status.st_size
@@ -158,11 +175,7 @@ def _prune(folder: Folder, rules: Retention, damaged: bool) -> Pruned:
     if not found:
         raise NotFoundError(f"there is no checkpoint in {folder.storage.describe()}")
     for metric, _, _ in rules.best_rules:  # a metric that none has would let all of them go
-        if all(metric_value(checkpoint.metrics, metric) is None for checkpoint in found):
-            raise NotFoundError(
-                f"no checkpoint in {folder.storage.describe()} has the metric {metric!r}",
-                hint=f"those of the newest are {', '.join(found[-1].metrics) or 'none'}",
-            )
+        require_metric(folder, found, metric)
     candidates = [candidate(checkpoint) for checkpoint in found]
     kept = select(candidates, rules, newest_valid(folder, candidates))
     removed = tuple(checkpoint for checkpoint in found if checkpoint.name not in kept)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trajstore.checkpoint.folder import open_folder
-from trajstore.checkpoint.retention import metric_value
+from trajstore.checkpoint.retention import metric_names, metric_value
 from trajstore.errors import MissingDependencyError, NotFoundError, UnsupportedFormatError
 from trajstore.media.publish import ensure_folder, publish_file
 from trajstore.media.storage import LocalStorage
@@ -28,6 +28,7 @@ _PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Entropy", "entropy", (("seeker_entropy", "seeker"), ("hider_entropy", "hider"), ("entropy", "policy"))),
 )
 _STEP_NAMES = ("iteration", "step", "training_iteration")
+_MOST_PANELS = 12
 
 
 def training_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
@@ -64,8 +65,8 @@ def metrics_figure(history: Sequence[Mapping[str, Any]], metrics: Sequence[str],
     """
     for metric in metrics:
         if not series(history, metric)[0]:
-            known = sorted({name for entry in history for name in names(entry)} - set(_STEP_NAMES))
-            raise NotFoundError(f"no checkpoint has the metric {metric!r}", hint="there are " + ", ".join(known[:40]))
+            known = ", ".join(sorted(recorded(history))[:40])
+            raise NotFoundError(f"no checkpoint has the metric {metric!r}", hint=f"there are {known}" if known else "")
     columns = 1 if len(metrics) == 1 else 2
     figure, panels = _figure(math.ceil(len(metrics) / columns), columns)
     figure.suptitle(title)
@@ -76,8 +77,23 @@ def metrics_figure(history: Sequence[Mapping[str, Any]], metrics: Sequence[str],
     return figure
 
 
+def folder_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """The six usual panels where most of them have something to show, else one for each of the metrics there are.
+
+    Of more than twelve metrics the first twelve; the title says so.
+    """
+    usual = sum(any(series(history, metric)[0] for metric, _ in lines) for _, _, lines in _PANELS)
+    found = [name for name in recorded(history) if series(history, name)[0]]
+    if 2 * usual > len(_PANELS) or not found:
+        return training_figure(history, title)
+    if len(found) > _MOST_PANELS:
+        title = f"{title}: {_MOST_PANELS} of {len(found)} metrics, --metric draws others"
+    return metrics_figure(history, found[:_MOST_PANELS], title)
+
+
 def plot_folder(path: str | Path, target: str | Path, metrics: Sequence[str] = ()) -> str:
-    """Plot a checkpoint folder's metrics history into a ``.png``, ``.svg`` or ``.pdf``; the six panels by default.
+    """Plot a checkpoint folder's metrics history into a ``.png``, ``.svg`` or ``.pdf``; see :func:`folder_figure` for
+    what is drawn by default.
 
     Raises ``NotFoundError`` without a history or for a metric it has not, ``UnsupportedFormatError`` for a suffix.
     """
@@ -88,7 +104,7 @@ def plot_folder(path: str | Path, target: str | Path, metrics: Sequence[str] = (
     if not history:
         raise NotFoundError(f"there is no metrics history in {path}", hint="checkpoints were saved without metrics")
     title = "/".join(Path(path).resolve().parts[-2:])
-    figure = metrics_figure(history, metrics, title) if metrics else training_figure(history, title)
+    figure = metrics_figure(history, metrics, title) if metrics else folder_figure(history, title)
     folder = LocalStorage(target.resolve().parent)
     ensure_folder(folder, "")
     publish_file(folder, target.name, [render(figure, target.suffix[1:])])
@@ -114,15 +130,10 @@ def series(history: Sequence[Mapping[str, Any]], metric: str) -> Series:
     return xs, ys
 
 
-def names(metrics: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The numbers in a metrics mapping, nested ones as ``a/b``."""
-    found: list[str] = []
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            found += names(value, f"{prefix}{key}/")
-        elif metric_value({"": value}, "") is not None:
-            found.append(f"{prefix}{key}")
-    return found
+def recorded(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of all metrics in a history, nested ones as ``a/b``, without the steps, in the order of coming."""
+    found = dict.fromkeys(name for entry in history for name in metric_names(entry))
+    return [name for name in found if name not in _STEP_NAMES]
 
 
 def _figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
@@ -161,7 +172,9 @@ def _dress(axes: Axes, title: str, unit: str, lines: int, unit_of_steps: str) ->
 
 
 def _steps_in(history: Sequence[Mapping[str, Any]]) -> str:
-    return "step" if any("step" in entry for entry in history) else "iteration"
+    """What the x axis counts: see :func:`series`."""
+    name = next((name for name in _STEP_NAMES if any(name in entry for entry in history)), "iteration")
+    return name.rpartition("_")[2]
 
 
 def _summarise(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
@@ -169,7 +182,7 @@ def _summarise(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title("Latest", fontsize=11, loc="left")
     latest = history[-1] if history else {}
     lines = []
-    for name in [name for name in names(latest) if name not in _STEP_NAMES][:14]:
+    for name in recorded(history[-1:])[:14]:
         value = metric_value(latest, name)
         if value is None:
             continue

@@ -117,6 +117,17 @@ def metric_value(metrics: Mapping[str, Any], name: str) -> float | None:
         return None
 
 
+def metric_names(metrics: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The numbers in a metrics mapping, nested ones as ``a/b``."""
+    found: list[str] = []
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            found += metric_names(value, f"{prefix}{key}/")
+        elif metric_value({"": value}, "") is not None:
+            found.append(f"{prefix}{key}")
+    return found
+
+
 def _lookup(metrics: Mapping[str, Any], name: str) -> Any:
     if name in metrics:
         return metrics[name]

@@ -42,7 +42,7 @@ def ls(folder: str, detailed: bool, metrics: tuple[str, ...], as_json: bool) -> 
     """
     from trajstore.checkpoint.listing import list_checkpoints
 
-    listing = list_checkpoints(folder)
+    listing = list_checkpoints(folder, metrics)
     if as_json:
         print_json(listing)
         return
@@ -291,9 +291,12 @@ def prune(
 @checkpoint_group.command()
 @click.argument("folder", metavar="DIR")
 @click.argument("target")
-@option("-m", "--metric", "metrics", multiple=True, help="A panel for this metric; without any, the six usual panels.")
+@option("-m", "--metric", "metrics", multiple=True, help="A panel for this metric; without any, what was recorded.")
 def plot(folder: str, target: str, metrics: tuple[str, ...]) -> None:
     """Plot the metrics history as .png, .svg or .pdf.
+
+    Without --metric: rewards, rewards by role, episode length, KL, entropy and the latest values, where most of them
+    were recorded; else a panel for each metric there is.
 
     \b
     Example:
@@ -360,11 +363,11 @@ def runs_diff(left: str, right: str, as_json: bool) -> None:
 
 def _common_metrics(listing: Any) -> list[str]:
     """The metrics most checkpoints have, at most four; what is counted in the summary is left out."""
-    from trajstore.checkpoint.plot import names
+    from trajstore.checkpoint.retention import metric_names
 
     counts: dict[str, int] = {}
     for row in listing.rows:
-        for name in names(row.checkpoint.metrics):
+        for name in metric_names(row.checkpoint.metrics):
             counts[name] = counts.get(name, 0) + 1
     order = list(counts)
     return sorted(counts, key=lambda name: (-counts[name], order.index(name)))[:4]
