@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from trajstore.checkpoint import Checkpoints, File  # noqa: E402
+from trajstore.checkpoint.freezing import Owned  # noqa: E402
 from trajstore.checkpoint.staging import Staging  # noqa: E402
 from trajstore.errors import NotFoundError, SchemaError, StateError  # noqa: E402
 
@@ -293,6 +294,17 @@ def test_lazy_staging_copies_at_once_what_no_optimizer_owns(tmp_path, monkeypatc
     found["views"]["a"][0, 0] = -1.0
     assert found["views"]["b"][0, 0] == -1.0, "what shared a storage no longer does"
     assert found["arrays"]["one"] is found["arrays"]["again"]
+
+
+def test_what_comes_to_lie_where_a_parameter_lay_is_not_taken_for_it():
+    model = torch.nn.Linear(50, 50)
+    owned = Owned(list(model.parameters()))
+    assert owned and owned.still()
+    model.weight.data = model.weight.data.clone()
+    assert not owned.still()
+    again = Owned([*model.parameters(), torch.empty(0), torch.empty(3, device="meta")])
+    assert again.still() and 0 not in again.starts
+    assert id(model.weight) in again.ids and model.weight.data_ptr() in again.starts
 
 
 def test_what_cannot_be_frozen_is_copied_or_refused_at_once(tmp_path):

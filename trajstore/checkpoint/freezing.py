@@ -26,50 +26,77 @@ class NotFrozen(Exception):
 class Frozen:
     """A state that can be walked and copied later.
 
-    state : its containers are copies; so are all its tensors and arrays but ``later``: (tensor, version, section), of
-    which the version tells whether it is still what it was. memory : what the copies lie in, to be given back.
+    state : its containers are copies; so are all its tensors and arrays but ``later``: by section, tensors and the
+    versions by which to tell whether they are still what they were. memory : what the copies lie in, to be given back.
     """
 
     state: Any = None
-    later: list[tuple[Any, int, str]] = field(default_factory=list)
+    later: list[tuple[str, list[Any], list[int]]] = field(default_factory=list)
     memory: Bytes | None = None
+
+    def changed(self) -> str | None:
+        """A section of which a tensor is not what it was."""
+        for section, those, versions in self.later:
+            if [tensor._version for tensor in those] != versions:
+                return section
+        return None
+
+
+class Owned:
+    """The tensors on the host that only an optimizer's step changes, and how to tell them and what lies with them.
+
+    ids : of the tensors. starts : where they begin in memory. storages : the keys of theirs.
+    """
+
+    def __init__(self, found: list[Any]) -> None:
+        torch = sys.modules["torch"]
+        self._tensors = [tensor for tensor in found if tensor.is_cpu and tensor.layout is torch.strided]
+        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
+        self.ids = frozenset(map(id, self._tensors))
+        self.starts = frozenset(self._pointers) - {0}
+        self.storages = frozenset(map(tensors.storage_key, self._tensors))
+
+    def __bool__(self) -> bool:
+        return bool(self._tensors)
+
+    def still(self) -> bool:
+        """Whether each lies where it lay: another tensor may come to lie where one of them did."""
+        return [tensor.data_ptr() for tensor in self._tensors] == self._pointers
 
 
 class Freezing:
-    """The walk that freezes a state.
-
-    Parameters
-    ----------
-    owned : the storages whose tensors may be copied later.
-    ids : of tensors in them: a quicker look at the same thing.
+    """The walk that freezes a state; ``owned`` may be copied later.
 
     Raises
     ------
     NotFrozen : see there. Nothing is refused here that :class:`tree.Flattening` would take.
     """
 
-    def __init__(self, state: Any, owned: frozenset[int], ids: frozenset[int], snapshots: Snapshots) -> None:
+    def __init__(self, state: Any, owned: Owned, snapshots: Snapshots) -> None:
         self._owned = owned
-        self._ids = ids
-        self._section = "state"
-        self._tensor_kinds = _tensor_kinds()
-        self._immutable = _PLAIN | _torch_values()
+        self._later: list[Any] = []
+        self._torch = sys.modules["torch"]
+        self._tensor_kinds = frozenset((self._torch.Tensor, self._torch.nn.Parameter))
+        self._immutable = _PLAIN | {self._torch.Size, self._torch.dtype, self._torch.device}
         self._eager: dict[int, Any] = {}  # id: tensor
         self._arrays: dict[int, Any] = {}  # id: (array, copy)
         self.frozen = Frozen()
         try:
-            walked = self._top(state) if type(state) is dict else self._walk(state)
+            walked = self._top(state) if type(state) is dict else self._section("state", state)
         except RecursionError as error:
             raise NotFrozen from error
         copies = self._copies(snapshots) if self._eager else {}
         self.frozen.state = _replaced(walked, copies) if copies else walked
 
     def _top(self, state: dict[Any, Any]) -> dict[Any, Any]:
-        result = {}
-        for key, value in state.items():
-            self._section = key
-            result[key] = self._walk(value)
-        return result
+        return {_key(key): self._section(key, value) for key, value in state.items()}
+
+    def _section(self, name: str, value: Any) -> Any:
+        self._later = []
+        walked = self._walk(value)
+        if self._later:
+            self.frozen.later.append((name, self._later, [tensor._version for tensor in self._later]))
+        return walked
 
     def _walk(self, value: Any) -> Any:
         kind = type(value)
@@ -78,6 +105,9 @@ class Freezing:
         if kind in self._tensor_kinds:
             return self._tensor(value)
         if kind is dict:
+            if value and self._owned.ids.issuperset(map(id, value.values())):  # a parameter's moments
+                self._later += value.values()
+                return {_key(key): item for key, item in value.items()}
             return {_key(key): self._walk(item) for key, item in value.items()}
         if kind is list:
             return [self._walk(item) for item in value]
@@ -100,14 +130,17 @@ class Freezing:
         raise NotFrozen
 
     def _tensor(self, tensor: Any) -> Any:
-        if id(tensor) not in self._ids:
-            if not tensor.is_cpu or tensor.layout is not sys.modules["torch"].strided or tensor.is_quantized:
-                raise NotFrozen
-            if tensors.storage_key(tensor) not in self._owned:
-                self._eager[id(tensor)] = tensor
-                return tensor
-        self.frozen.later.append((tensor, tensor._version, self._section))
+        if id(tensor) not in self._owned.ids and not self._shares(tensor):
+            self._eager[id(tensor)] = tensor
+        else:
+            self._later.append(tensor)
         return tensor
+
+    def _shares(self, tensor: Any) -> bool:
+        """Whether a tensor lies in a storage that is owned."""
+        if not tensor.is_cpu or tensor.layout is not self._torch.strided or tensor.is_quantized:
+            raise NotFrozen
+        return tensor.data_ptr() in self._owned.starts or tensors.storage_key(tensor) in self._owned.storages
 
     def _copies(self, snapshots: Snapshots) -> dict[int, Any]:
         """A copy of each tensor that may change at once, by the tensor's id; those that share a storage share one."""
@@ -149,13 +182,3 @@ def _key(key: Any) -> Any:
     if type(key) is not str and type(key) is not int:
         raise NotFrozen
     return key
-
-
-def _tensor_kinds() -> frozenset[type]:
-    torch = sys.modules["torch"]
-    return frozenset((torch.Tensor, torch.nn.Parameter))
-
-
-def _torch_values() -> frozenset[type]:
-    torch = sys.modules["torch"]
-    return frozenset((torch.Size, torch.dtype, torch.device))

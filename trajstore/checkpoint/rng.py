@@ -11,21 +11,38 @@ import numpy as np
 
 from trajstore.errors import FormatError
 
+Drawn = dict[str, Any]
+"""The generators' states as the libraries give them; :func:`as_tree` makes of them what a checkpoint holds."""
 
-def rng_state() -> dict[str, Any]:
-    """The states of the global generators, as a tree for a checkpoint. torch's if torch is loaded, CUDA's if in use."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": [version, np.frombuffer(array("I", internal), np.uint32), gauss],
-        "numpy": [name, np.array(keys), int(position), int(has_gauss), float(cached)],
-    }
+
+def draw() -> Drawn:
+    """Take the states of the global generators. torch's if torch is loaded, CUDA's if in use.
+
+    No more than must be done before the loop goes on.
+    """
+    state: Drawn = {"python": random.getstate(), "numpy": np.random.get_state(legacy=True)}
     torch = sys.modules.get("torch")
     if torch is not None:
         state["torch"] = torch.get_rng_state()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():
             state["cuda"] = torch.cuda.get_rng_state_all()
     return state
+
+
+def as_tree(drawn: Drawn) -> dict[str, Any]:
+    """Drawn states as a tree for a checkpoint."""
+    version, internal, gauss = drawn["python"]
+    name, keys, position, has_gauss, cached = drawn["numpy"]
+    return {
+        **drawn,
+        "python": [version, np.frombuffer(array("I", internal), np.uint32), gauss],
+        "numpy": [name, np.array(keys), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of the global generators, as a tree for a checkpoint. torch's if torch is loaded, CUDA's if in use."""
+    return as_tree(draw())
 
 
 def set_rng_state(state: dict[str, Any]) -> None:

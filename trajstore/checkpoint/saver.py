@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 import uuid
@@ -20,7 +21,7 @@ from trajstore.checkpoint.interrupt import Signals
 from trajstore.checkpoint.keeping import Keeper
 from trajstore.checkpoint.record import Record
 from trajstore.checkpoint.retention import Retention
-from trajstore.checkpoint.rng import rng_state
+from trajstore.checkpoint.rng import draw, rng_state
 from trajstore.checkpoint.saving import Before, structure_bytes, write_checkpoint
 from trajstore.checkpoint.shelf import LOCK, Shelf
 from trajstore.checkpoint.staging import Optimizers, Staging, on_cuda
@@ -111,6 +112,7 @@ class Saver:
         self._snapshots = Snapshots()
         self._branch: Branch | None = None
         self._closed = False
+        self._process = os.getpid()
         self._signals = Signals(options.on_signal)
         self._optimizers = Optimizers(self._signals.deferred, self._snapshots)
 
@@ -171,7 +173,7 @@ class Saver:
             return self._free.popleft()
 
     def _stage(self, facts: dict[str, Any], state: Any, arena: Arena) -> _Job:
-        rng = rng_state() if self._options.rng else None
+        rng = draw() if self._options.rng else None
         frozen = self._optimizers.freeze(state)
         staging = Staging(frozen or Frozen(state), rng, arena, self._planner, self._snapshots)
         if frozen is not None:
@@ -251,7 +253,7 @@ class Saver:
 
     def _forked(self) -> bool:
         """Whether this is a copy in a forked child: its thread stayed in the parent."""
-        return not self._thread.is_alive()
+        return os.getpid() != self._process
 
     def _raise_error(self) -> None:
         with self._changed:

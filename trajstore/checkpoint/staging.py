@@ -15,7 +15,8 @@ import numpy as np
 
 from trajstore.checkpoint import tensors
 from trajstore.checkpoint.arena import Arena, Plan, Planner
-from trajstore.checkpoint.freezing import Freezing, Frozen, NotFrozen
+from trajstore.checkpoint.freezing import Freezing, Frozen, NotFrozen, Owned
+from trajstore.checkpoint.rng import Drawn, as_tree
 from trajstore.checkpoint.tensors import Snapshots
 from trajstore.checkpoint.tree import Extent, Flattening
 from trajstore.errors import StateError
@@ -80,7 +81,7 @@ class Staging:
     extents: list[Extent]
     layout: Plan
 
-    def __init__(self, frozen: Frozen, rng: Any, arena: Arena, planner: Planner, snapshots: Snapshots) -> None:
+    def __init__(self, frozen: Frozen, rng: Drawn | None, arena: Arena, planner: Planner, snapshots: Snapshots) -> None:
         self._frozen: Frozen | None = frozen
         self._rng = rng
         self._arena = arena
@@ -125,18 +126,17 @@ class Staging:
 
     def _copy(self, frozen: Frozen) -> None:
         flat = Flattening(frozen.state)
-        self.rng = flat.add("rng", self._rng) if self._rng is not None else None
+        self.rng = flat.add("rng", as_tree(self._rng)) if self._rng is not None else None
         self.node, self.extents = flat.node, flat.finish()
         self.layout = self._planner.plan(self.extents)
         self._arena.prepare(self.layout.size, pinned=on_cuda(self.extents))
         self._events = copy_into(self._arena, self.extents, self.layout)
-        for tensor, version, section in frozen.later:
-            if tensor._version != version:
-                raise StateError(
-                    f"a tensor of section {section!r} was changed in place between save() and the optimizer's next "
-                    "step",
-                    hint="change it before save() or after step(), or leave its optimizer out of stage_lazily()",
-                )
+        changed = frozen.changed()
+        if changed is not None:
+            raise StateError(
+                f"a tensor of section {changed!r} was changed in place between save() and the optimizer's next step",
+                hint="change it before save() or after step(), or leave its optimizer out of stage_lazily()",
+            )
 
 
 def on_cuda(extents: list[Extent]) -> bool:
@@ -155,8 +155,7 @@ class Optimizers:
     def __init__(self, deferred: Callable[[], AbstractContextManager[None]], snapshots: Snapshots) -> None:
         self._deferred = deferred
         self._hooks: list[tuple[Any, Any]] = []
-        self._owned: tuple[int, frozenset[int], list[Any]] = (-1, frozenset(), [])
-        self._ids: frozenset[int] = frozenset()
+        self._owned: tuple[int, Owned | None] = (-1, None)
         self._snapshots = snapshots
         self._due: deque[Staging] = deque()
         self._changed = threading.Condition()
@@ -167,28 +166,25 @@ class Optimizers:
         if not self._hooks:
             threading.Thread(target=_stage, args=(weakref.ref(self), self._changed), daemon=True).start()
         self._hooks.append((optimizer, optimizer.register_step_pre_hook(lambda *_: self.finish_in_loop())))
-        self._owned = (-1, frozenset(), [])
+        self._owned = (-1, None)
 
     def freeze(self, state: Any) -> Frozen | None:
         """The state as something to be copied later; ``None`` where it must be copied at once."""
         if not self._hooks:
             return None
         try:
-            owned = self._storages()
-            return Freezing(state, owned, self._ids, self._snapshots).frozen if owned else None
+            owned = self._now_owned()
+            return Freezing(state, owned, self._snapshots).frozen if owned else None
         except NotFrozen:
             return None
 
-    def _storages(self) -> frozenset[int]:
-        """The storages on the host that nothing but these optimizers' steps changes."""
+    def _now_owned(self) -> Owned:
         count = sum(len(optimizer.state) + len(optimizer.param_groups) for optimizer, _ in self._hooks)
-        if count != self._owned[0]:
-            found = [tensor for optimizer, _ in self._hooks for tensor in _tensors_of(optimizer)]
-            owned = [tensor for tensor in found if tensor.is_cpu and tensor.layout is sys.modules["torch"].strided]
-            # The tensors are kept, so that no other storage can come to bear the key of one of theirs.
-            self._owned = (count, frozenset(map(tensors.storage_key, owned)), owned)
-            self._ids = frozenset(map(id, owned))
-        return self._owned[1]
+        before, owned = self._owned
+        if owned is None or count != before or not owned.still():
+            owned = Owned([tensor for optimizer, _ in self._hooks for tensor in _tensors_of(optimizer)])
+            self._owned = (count, owned)
+        return owned
 
     def due(self, staging: Staging) -> None:
         """Have a copy made as soon as may be."""
