@@ -9,11 +9,11 @@ import google_crc32c
 import numpy as np
 
 
-def crc32c(data: Any, value: int = 0) -> int:
-    """CRC-32C of a contiguous buffer (bytes, memoryview, array), going on from ``value``; in ``[0, 2**32)``."""
+def crc32c(data: Any) -> int:
+    """CRC-32C of a contiguous buffer (bytes, memoryview, array); in ``[0, 2**32)``."""
     if not isinstance(data, (bytes, np.ndarray)):
         data = np.frombuffer(data, np.uint8)  # the C extension takes bytes and arrays, not a memoryview
-    return int(google_crc32c.extend(value, data))
+    return int(google_crc32c.extend(0, data))
 
 
 def crc32(data: Any, value: int = 0) -> int:

@@ -40,9 +40,9 @@ class History:
         """
         self._append({"step": int(step), "time": time.time(), "metrics": plain(metrics)}, sync)
 
-    def resume(self, step: int, *, sync: bool = True) -> None:
+    def resume(self, step: int) -> None:
         """Say that the run goes on from ``step``: later steps written so far are abandoned."""
-        self._append({"resume": int(step), "time": time.time()}, sync)
+        self._append({"resume": int(step), "time": time.time()}, sync=True)
 
     def _append(self, line: dict[str, Any], sync: bool) -> None:
         text = dumps(line)

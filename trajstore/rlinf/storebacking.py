@@ -84,9 +84,10 @@ class Stored:
         self._index = LiveIndex(Cut(None), paths, bits=True)
         self._index.refresh(snapshot)
         first, envs = _runs(dataset)
-        steps = dataset.lengths[first].tolist()
-        longest = dataset.table[LENGTH][first].tolist() if LENGTH in list(dataset.table) else [-1] * len(first)
-        weights = _strings(dataset, WEIGHTS, first)
+        leading = dataset[first]
+        table, names, steps = leading.table, list(leading.table), leading.lengths.tolist()
+        longest = table[LENGTH].tolist() if LENGTH in names else [-1] * len(first)
+        weights = table[WEIGHTS].tolist() if WEIGHTS in names else [None] * len(first)
         for number, (start, count) in enumerate(zip(first.tolist(), envs.tolist())):
             self._first[number] = start
             self.entries[number] = {
@@ -110,17 +111,6 @@ def _runs(dataset: Dataset) -> tuple[Ints, Ints]:
     if len(np.unique(batch[first])) != len(first) or bool((table[ENV] != inside).any()):
         raise FormatError("the environments of a batch do not stand side by side", hint="merge without an order")
     return first, envs
-
-
-def _strings(dataset: Dataset, field: str, trajectories: Ints) -> list[str | None]:
-    """The strings of a field, all by one gather."""
-    if field not in dataset.fields:
-        return [None] * len(trajectories)
-    pairs = dataset.field_pairs(field)[trajectories]
-    ends = np.cumsum(pairs[:, 1] - pairs[:, 0]).tolist()
-    data = dataset.read(field, trajectories).tobytes()
-    found = [data[a:b].decode("utf-8", "replace") for a, b in zip([0, *ends], ends)]
-    return [None if start < 0 else text for start, text in zip(pairs[:, 0].tolist(), found)]
 
 
 class StoreWriter(Stored):

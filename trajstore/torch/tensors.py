@@ -37,11 +37,11 @@ def each(batch: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     return function(batch)
 
 
-def to_device(batch: Any, device: torch.device | str | None, *, non_blocking: bool = True) -> Any:
+def to_device(batch: Any, device: torch.device | str | None) -> Any:
     """A batch on a device. From pinned memory the copy runs beside the host."""
     if device is None:
         return batch
-    return each(batch, lambda values: values.to(device, non_blocking=non_blocking))
+    return each(batch, lambda values: values.to(device, non_blocking=True))
 
 
 def pinned(batch: Any) -> Any:
