@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner  # noqa: E402
 
 from trajstore.checkpoint import Checkpoints  # noqa: E402
 from trajstore.cli.checkpoint import checkpoint_group, runs_group  # noqa: E402
+from trajstore.errors import NotFoundError  # noqa: E402
 from trajstore.run import run_dir  # noqa: E402
 
 
@@ -59,6 +61,15 @@ def test_path(folder):
     picked = run("path", folder, "--pick", input="\n")
     assert picked.stdout == f"{folder}/step-000004000000\n" and "step 1000000" in picked.stderr
     assert run("path", folder, "--pick", input="2\n").stdout == f"{folder}/step-000001000000\n"
+
+
+def test_picking_shows_nested_metrics_and_says_where_there_is_nothing(tmp_path):
+    with Checkpoints(tmp_path / "c", keep_last=2) as ckpts:
+        ckpts.save(1, {}, {"eval": {"return": 2.5}})
+    assert "eval/return 2.5" in run("path", tmp_path / "c", "--pick", input="\n").stderr
+    shutil.rmtree(tmp_path / "c" / "step-000000000001")
+    with pytest.raises(NotFoundError, match="there is no checkpoint"):
+        run("path", tmp_path / "c", "--pick")
 
 
 def test_prune(folder):

@@ -81,13 +81,15 @@ def path(folder: str, which: str, metric: str | None, mode: str, pick: bool) -> 
       python demo.py $(trajstore ckpt path ckpts --pick)
     """
     from trajstore.checkpoint.listing import checkpoint_path, list_checkpoints
+    from trajstore.checkpoint.retention import metric_names
 
-    if pick:
-        rows = list_checkpoints(folder).rows
-        for number, row in enumerate(rows, 1):
-            metrics = "  ".join(f"{name} {_metric(row.checkpoint, name)}" for name in list(row.checkpoint.metrics)[:3])
-            line = f"{number:4d}  step {row.checkpoint.step}  {_date(row.checkpoint.time)}  {metrics}  {_tags(row)}"
-            click.echo(line.rstrip(), err=True)
+    rows = list_checkpoints(folder).rows if pick else ()
+    for number, row in enumerate(rows, 1):
+        names = metric_names(row.checkpoint.metrics)[:3]
+        metrics = "  ".join(f"{name} {_metric(row.checkpoint, name)}" for name in names)
+        line = f"{number:4d}  step {row.checkpoint.step}  {_date(row.checkpoint.time)}  {metrics}  {_tags(row)}"
+        click.echo(line.rstrip(), err=True)
+    if rows:
         choice = click.prompt(
             "Number", default=len(rows), type=click.IntRange(1, len(rows)), err=True, show_default=True
         )
