@@ -28,10 +28,9 @@ REMARKS: dict[str, str] = {
     "so does opening a store. For frames, ours takes the memory of those asked for and of a decoder, whatever the "
     "size of the file.",
     "routes": "Import inflates what NumPy inflates, and encodes it besides: of its processor time 30% is inflating, "
-    "43% packing, encoding and checksums, 21% taking pickles apart and appending, 5% writing. That is twice NumPy's, "
-    "and two processors would have to do twice the work of one to make up for it (see *work of two threads*). Tried: "
-    "inflating with ISA-L, a fifth less in all, but one more package; fewer steps for a pickle and a shorter memory "
-    "of it, 2%.",
+    "43% packing, encoding and checksums, 21% taking pickles apart and appending, 5% writing. That is two to three "
+    "times NumPy's (the column CPU), and two processors make up for some of it. Tried: inflating with ISA-L, a fifth "
+    "less in all, but one more package; fewer steps for a pickle and a shorter memory of it, 2% at the most.",
     "scale": "Resuming is flushes of the disk (a lock, a manifest, a commit), whatever the number of trajectories. "
     "A filter reads two columns whole.",
     "merge-linked": "Links cost a call each, and the manifest and table are written and flushed; copying here is not "
