@@ -62,3 +62,5 @@ def test_pieces_lie_in_one_chunk_each_and_bring_every_row_to_its_place(wanted: l
 def test_names_with_numbers_sort_by_their_numbers() -> None:
     names = ["rank10", "rank2", "rank_1", "b", "rank2a", "10", "9"]
     assert sorted(names, key=natural) == ["9", "10", "b", "rank2", "rank2a", "rank10", "rank_1"]
+    for tied in (["rank2", "rank02"], ["rank02", "rank2"]):
+        assert sorted(tied, key=natural) == ["rank02", "rank2"]

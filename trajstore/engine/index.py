@@ -92,5 +92,6 @@ def indices(key: slice, length: int) -> tuple[int, int, int]:
 
 
 def natural(name: str) -> tuple[Any, ...]:
-    """A sort key under which ``rank2`` comes before ``rank10``."""
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
+    """A sort key under which ``rank2`` comes before ``rank10``, and ``rank02`` before ``rank2``."""
+    parts = re.split(r"(\d+)", name)
+    return *((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part), (-1, 0, name)
