@@ -114,6 +114,19 @@ def _width(short: bool) -> int:
     return 768 if short else 2048
 
 
+@cache
+def states(short: bool) -> dict[str, Any]:
+    """Trained and not, with what Adam keeps and without."""
+    training, fresh = trained(short), Training(_width(short))
+    fresh.step()
+    return {
+        "trained weights and Adam": training.state(),
+        "trained weights alone": training.model.state_dict(),
+        "weights and Adam after one step": fresh.state(),
+        "untrained weights alone": ActorCritic(_width(short)).state_dict(),
+    }
+
+
 class _Unsynced(LocalStorage):
     """For folders whose size or number counts, not how they came about."""
 
@@ -387,16 +400,7 @@ class _Lz4Saver:
 @row("checkpoint-size")
 def sizes(bench: Bench) -> Iterator[Claim]:
     """Bytes of a trained state by each way of storing it, over the raw bytes; and the honest part about LZ4."""
-    training = trained(bench.short)
-    fresh = Training(_width(bench.short))
-    fresh.step()
-    cases = {
-        "trained weights and Adam": training.state(),
-        "trained weights alone": training.model.state_dict(),
-        "weights and Adam after one step": fresh.state(),
-        "untrained weights alone": ActorCritic(_width(bench.short)).state_dict(),
-    }
-    for what, state in cases.items():
+    for what, state in states(bench.short).items():
         raw = sum(tensor.nbytes for tensor in flat_tensors(state))
         ratios = {"trajstore": raw / _stored(bench, {"state": state})}
         buffer = io.BytesIO()
@@ -506,9 +510,8 @@ def restore(bench: Bench) -> Iterator[Claim]:
 @row("checkpoint-save-rate")
 def save_rate(bench: Bench) -> Iterator[Claim]:
     """Bytes a second of a whole durable save, against the users' LZ4 level 9 and against ``torch.save`` with a sync."""
-    training = trained(bench.short)
     folder = bench.scratch("rate")
-    for what, state in (("weights and Adam", training.state()), ("weights alone", training.model.state_dict())):
+    for what, state in states(bench.short).items():
         ckpts = Checkpoints(folder / what.replace(" ", "-"), keep_last=1, on_signal="ignore", rng=False, link=False)
         step = iter(range(1_000_000))
 
@@ -540,7 +543,7 @@ def save_rate(bench: Bench) -> Iterator[Claim]:
         except ImportError:
             pass
         raw = sum(tensor.nbytes for tensor in flat_tensors(state))
-        times = bench.compare(work, repeats=1 if bench.short else 3)
+        times = bench.compare(work, repeats=1 if bench.short else 2)
         ckpts.close()
         rates = ", ".join(f"{name} {raw / times.median(name) / 1e6:.0f} MB/s" for name in work)
         for peer in list(work)[1:]:
