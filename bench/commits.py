@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
-import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,35 +19,74 @@ from bench import data
 from bench.ingest import collect
 from bench.rows import Bench, Claim, Ratio, row
 from trajstore.media.storage import LocalStorage, Piece
+from trajstore.writer import COMMIT_EVERY, Writer
 
 
 @row("commits")
 def commits(bench: Bench) -> Iterator[Claim]:
     """Throughput of a collection with durable commits, beside one that commits at its end only.
 
-    Each is as long as it takes for the timer to strike; in a short run only the one of a second does.
+    Both are made side by side, slice by slice in turn: two whole collections one after the other differ by more than a
+    commit costs. The commits come in the background, as a timer's do, but after so many trajectories as are collected
+    in that time, so that each falls into the middle of a slice of its own collection.
     """
-    place = bench.scratch("commits") / "s"
     flush = _flush_seconds(bench)
+    trajectories = [data.trajectory(route) for route in data.routes(24_000)]
     begun = time.perf_counter()
-    collect(place, data.routes(8_000), "balanced", commit_every=None)
-    rate = 8_000 / (time.perf_counter() - begun)
-    for title, timer, seconds, repeats, bar in (
-        ("durable commits each second", 1.0, 2.5 if bench.short else 5.0, 2 if bench.short else 5, "<= 1.05"),
-        ("durable commits at the default timer", 10.0, 12.0, 2, "<= 1.02"),
+    collect(bench.scratch("commits") / "s", data.routes(24_000), "balanced", commit_every=None)
+    rate = len(trajectories) / (time.perf_counter() - begun)
+    for title, every, slices, seconds, rounds, bar in (
+        ("durable commits each second", 1.0, 2, 5.0, 2 if bench.short else 5, "<= 1.05"),
+        ("durable commits at the default timer", COMMIT_EVERY, 8, COMMIT_EVERY, 4, "<= 1.02"),
     ):
-        if bench.short and timer > seconds / 2:
+        if bench.short and every > 1.0:
             continue
-        routes = data.routes(int(seconds * rate))
+        part = int(rate * every / slices)
+        found = [
+            _beside(bench.scratch("commits"), trajectories, part, slices, int(seconds / every)) for _ in range(rounds)
+        ]
+        clock, cpu = (Ratio.of([each[which][0] / each[which][1] for each in found]) for which in range(2))
+        length = statistics.median(each[0][1] for each in found)
+        note = f"collections of {length:.0f} s, in slices; a flush of the disk takes {flush * 1e3:.1f} ms"
+        yield Claim(title, "no commits", clock, bar, note, cpu=cpu)
+    bench.scratch("commits")
 
-        def collected(timer: float | None, routes: list[dict[str, Any]] = routes) -> None:
-            collect(place, routes, "balanced", commit_every=timer)
 
-        work = {"trajstore": lambda timer=timer: collected(timer), "no commits": lambda: collected(None)}
-        times = bench.compare(work, prepare=lambda _: shutil.rmtree(place, ignore_errors=True), repeats=repeats)
-        note = f"collections of {times.median('no commits'):.0f} s; a flush of the disk takes {flush * 1e3:.1f} ms"
-        yield times.claim(title, "no commits", bar, note=note)
-    shutil.rmtree(place, ignore_errors=True)
+def _beside(
+    folder: Path, trajectories: Sequence[tuple[Any, Any]], part: int, slices: int, count: int
+) -> tuple[list[float], list[float]]:
+    """Seconds, and processor seconds, of a collection with ``count`` commits and of one without.
+
+    part : trajectories in a slice. slices : from one commit to the next.
+    """
+    clock, cpu = [0.0, 0.0], [0.0, 0.0]
+    due = part * slices
+    with (
+        trajstore.create(folder / "0", commit_every=None, commit_trajectories=due) as committing,
+        trajstore.create(folder / "1", commit_every=None) as bare,
+    ):
+        writers, after = (committing, bare), (due, math.inf)
+        for writer in writers:
+            _collect(writer, trajectories[: part // 2], math.inf)  # from here on, commits fall into the middle
+        source = itertools.cycle(trajectories)
+        for number in range(slices * count):
+            given = list(itertools.islice(source, part))
+            for which in (0, 1) if number % 2 else (1, 0):
+                begun, used = time.perf_counter(), time.process_time()
+                _collect(writers[which], given, after[which])
+                clock[which] += time.perf_counter() - begun
+                cpu[which] += time.process_time() - used
+        if committing.stats["commits"] <= count or bare.stats["commits"] > 1:
+            raise ValueError("the commits did not come when they were due")
+    return clock, cpu
+
+
+def _collect(writer: Writer, trajectories: Sequence[tuple[Any, Any]], due: float) -> None:
+    """Append, and wait until all is encoded, and committed where ``due`` trajectories wait for it."""
+    for fields, columns in trajectories:
+        writer.append(fields, **columns)
+    while writer.stats["queue_bytes"] or len(writer) - writer.committed >= due:
+        time.sleep(0.001)
 
 
 def _flush_seconds(bench: Bench) -> float:
@@ -99,7 +140,7 @@ def paced(path: Path, batch: Callable[[Any], None], *, batches: int, every: floa
             batch(writer)
             time.sleep(max(every - (time.perf_counter() - begun), 0.0))
     stats = writer.stats
-    return Costs(storage.written, storage.syncs, stats["frame_bytes"], max(int(stats["commits"]), 1))
+    return Costs(storage.written, storage.syncs, int(stats["frame_bytes"]), max(int(stats["commits"]), 1))
 
 
 _EVERY = 0.2  # seconds of the timer here: a fiftieth of the default
