@@ -121,7 +121,9 @@ class Block:
             if self._growing:
                 self._forget_grown(end)
             slot = self._slot.take(chunk, mode="clip")
-            place = slot * size + (rows - chunk * size)
+            place = slot - chunk
+            place *= size
+            place += rows
             missing = slot < 0
             if not missing.any():
                 if into is None:

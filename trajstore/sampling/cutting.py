@@ -10,7 +10,7 @@ import numpy as np
 
 from trajstore.errors import NotFoundError, SchemaError
 from trajstore.format.schema import Clock
-from trajstore.sampling.windows import Ints, Window, returns_of_n_steps, ticks
+from trajstore.sampling.windows import Bools, Ints, Window, returns_of_n_steps, ticks
 
 Array = np.ndarray[Any, Any]
 
@@ -139,8 +139,12 @@ class Cut:
     def _windows(self, sources: Sources, lengths: Ints, trajectories: Ints, anchors: Ints) -> dict[str, Array]:
         batch: dict[str, Array] = {}
         window = self.window
+        known: dict[str | None, tuple[Ints, Bools]] = {}  # None: of the fields that have a row for each step
         for path, rows in sources.items():
-            place, real = ticks(rows.clock, window.steps(path, anchors), lengths, rows.counts[trajectories])
+            key = path if rows.clock.relation != "main" or path in (window.offsets or {}) else None
+            if key not in known:
+                known[key] = ticks(rows.clock, window.steps(path, anchors), lengths, rows.counts[trajectories])
+            place, real = known[key]
             values = _take(rows, trajectories, place)
             if window.pad == "zero":
                 values[~real] = 0
