@@ -100,7 +100,7 @@ def routes_in_and_out(bench: Bench) -> Iterator[Claim]:
     from trajstore.importers.routes import import_routes
 
     routes = _setting(bench)[2]
-    routes = routes[: 160 if bench.short else 400]
+    routes = routes[: 100 if bench.short else 400]
     folder = bench.scratch("shards")
     users_layout.write(folder, routes)
     target, out = bench.folder / "imported.zarr", bench.folder / "exported.npz"
@@ -137,7 +137,7 @@ def routes_in_and_out(bench: Bench) -> Iterator[Claim]:
     times = bench.compare(work, prepare=lambda _: out.unlink(missing_ok=True), repeats=2)
     yield times.claim("export of routes.npz", "their merge of shards", ">= 1.5")
     largest = max(route["obs"].nbytes for route in routes)
-    peaks = [fresh_peak(export_routes, target, bench.folder / f"out{i}.npz") for i in range(2 if bench.short else 3)]
+    peaks = [fresh_peak(export_routes, target, bench.folder / f"out{i}.npz") for i in range(1 if bench.short else 2)]
     ratio = Ratio.of([peak / (300e6 + largest) for peak in peaks])
     note = f"{sum(route['obs'].nbytes for route in routes) / 1e6:,.0f} MB of frames"
     peer = "300 MB and the largest trajectory"

@@ -124,7 +124,7 @@ def merge_rewritten(bench: Bench) -> Iterator[Claim]:
         shutil.rmtree(target, ignore_errors=True)
 
     work = {"trajstore": ours, "encoded": lambda: ours("balanced"), "zarr-python": loop}
-    times = bench.compare(work, prepare=prepare, repeats=3)
+    times = bench.compare(work, prepare=prepare, repeats=2 if bench.short else 3)
     what = f"merge of {_STORES} stores, {_STORES * len(frames):,} frames, into new files"
     yield times.claim(what, "zarr-python", ">= 5", note="chunks that stay whole are moved")
     yield times.claim(f"{what}, encoded anew", "zarr-python", ours="encoded", note="as with another codec")

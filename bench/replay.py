@@ -275,6 +275,7 @@ def loader(bench: Bench) -> Iterator[Claim]:
     except ImportError as error:
         raise SkipRow(str(error)) from error
     steps, batch, length = (600, 32, 4) if bench.short else (2_500, 64, 4)
+    rounds = 2 if bench.short else 3
     frames = data.stored_frames(steps)
     path = bench.folder / f"loader.{steps}"
     if not path.exists():
@@ -325,13 +326,13 @@ def loader(bench: Bench) -> Iterator[Claim]:
         raise WrongResultError("trajstore and h5py gave different windows")
     for workers in (0, 2):
         work = {"trajstore": through(cold, workers, collate), "h5py": through(Windows(), workers, None)}
-        times = bench.compare(work, repeats=3)
+        times = bench.compare(work, repeats=rounds)
         rate = len(chosen) / times.median()
         yield times.claim(
             f"DataLoader, {workers} workers, windows of 4 frames, cold", "h5py", note=f"{rate:,.0f} windows/s"
         )
     work = {"trajstore": with_thread, "DataLoader, 2 workers": through(dataset, 2, collate)}
-    times = bench.compare(work, repeats=3, check=lambda a, b: True)
+    times = bench.compare(work, repeats=rounds, check=lambda a, b: True)
     rate = len(dataset) / times.median()
     yield times.claim("Loader with a thread", "DataLoader, 2 workers", note=f"{rate:,.0f} windows/s")
     yield from _training(bench, dataset, batch)
@@ -359,6 +360,6 @@ def _training(bench: Bench, dataset: Any, batch: int) -> Iterator[Claim]:
 
     held = list(Loader(dataset, batch, seed=0))
     work = {"trajstore": lambda: train(Loader(dataset, batch, seed=0)), "all in memory beforehand": lambda: train(held)}
-    times = bench.compare(work, repeats=3)
+    times = bench.compare(work, repeats=2 if bench.short else 3)
     note = f"{len(held) / times.median():.0f} iterations/s"
     yield times.claim("training on frames", "all in memory beforehand", note=note)
