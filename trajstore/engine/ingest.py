@@ -94,7 +94,6 @@ class Ingest:
         self._lock = lock
         self._clock = clock
         self.disk_failed = False
-        self._encoders = Encoders(threads)
         self._disk = Pool(_DISK_THREADS, thread_name_prefix="trajstore-disk")
         self._buffers = Buffers(self._disk)
         self._rows = IntervalBuilder(Snapshot(self.storage, head).set("rows") if head else ())
@@ -111,6 +110,7 @@ class Ingest:
         self._torn = False  # an append was interrupted midway
         self._table: list[list[Any]] = []  # start and stop on each clock, then columns, of the last trajectories
         self._plan: tuple[Any, ...] = ()
+        self._encoders = Encoders(threads)  # at the very end: nobody would stop them if anything above failed
 
     def close(self) -> None:
         """Stop the threads; what was not committed is dropped."""
