@@ -104,9 +104,11 @@ class SetWriter:
         """
         try:
             if self._present is None:
-                self._named.extend(self._named_before())
                 names = self._storage.list(SETS)
-                self._present = {name for name in names if name != ROOT and not is_temporary(name)}
+                present = {name for name in names if name != ROOT and not is_temporary(name)}
+                if present:  # most stores have none, and then it does not matter what is named
+                    self._named.extend(self._named_before())
+                self._present = present
             self._named.append(self._next)
             for name in self._present - frozenset().union(*self._named):
                 self._storage.remove(f"{SETS}/{name}")
