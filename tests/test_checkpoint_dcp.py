@@ -94,58 +94,64 @@ def test_damage_is_found_and_missing_files_are_stepped_over(tmp_path):
     assert same(into, a_state(1))
 
 
-RANK = """
+RANKS = """
     import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
     from trajstore.checkpoint.dcp import Reader, Writer
-    what, path = sys.argv[1], sys.argv[2]
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", init_method="file://" + os.environ["MEETING"], rank=rank, world_size=world)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    rows = torch.arange(101 * 7, dtype=torch.float32).reshape(101, 7)
-    columns = torch.arange(6 * 50).reshape(6, 50)
-    def make(fill):
-        a, b, c = rows * fill, columns * fill, torch.arange(9.) * fill
-        return {"rows": distribute_tensor(a, mesh, [Shard(0)]),
-                "deep": {"columns": distribute_tensor(b, mesh, [Shard(1)])},
-                "replicated": distribute_tensor(c, mesh, [Replicate()]),
-                "plain": torch.full((3,), 5.0 * fill), "n": 7 * fill}
-    state = make(what != "load")
-    if what == "save":
-        dcp.save(state, storage_writer=Writer(path, 10))
-    elif what == "async_save":
-        dcp.async_save(state, storage_writer=Writer(path, 10)).result()
-    else:
-        dcp.load(state, storage_reader=Reader(path))
-        assert torch.equal(state["rows"].full_tensor(), rows)
-        assert torch.equal(state["deep"]["columns"].full_tensor(), columns)
-        assert torch.equal(state["replicated"].full_tensor(), torch.arange(9.))
-        assert torch.equal(state["plain"], torch.full((3,), 5.0)) and state["n"] == 7
-    dist.barrier()
-    dist.destroy_process_group()
+    how, path = sys.argv[1:]
+
+    def be_rank(rank, world, what):
+        dist.init_process_group("gloo", init_method=f"file://{path}.{world}", rank=rank, world_size=world)
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        rows = torch.arange(101 * 7, dtype=torch.float32).reshape(101, 7)
+        columns = torch.arange(6 * 50).reshape(6, 50)
+        def make(fill):
+            a, b, c = rows * fill, columns * fill, torch.arange(9.) * fill
+            return {"rows": distribute_tensor(a, mesh, [Shard(0)]),
+                    "deep": {"columns": distribute_tensor(b, mesh, [Shard(1)])},
+                    "replicated": distribute_tensor(c, mesh, [Replicate()]),
+                    "plain": torch.full((3,), 5.0 * fill), "n": 7 * fill}
+        state = make(what != "load")
+        if what == "save":
+            dcp.save(state, storage_writer=Writer(path, 10))
+        elif what == "async_save":
+            dcp.async_save(state, storage_writer=Writer(path, 10)).result()
+        else:
+            dcp.load(state, storage_reader=Reader(path))
+            assert torch.equal(state["rows"].full_tensor(), rows)
+            assert torch.equal(state["deep"]["columns"].full_tensor(), columns)
+            assert torch.equal(state["replicated"].full_tensor(), torch.arange(9.))
+            assert torch.equal(state["plain"], torch.full((3,), 5.0)) and state["n"] == 7
+        dist.barrier()
+        dist.destroy_process_group()
+
+    def forked(*rank):
+        child = os.fork()  # torch takes seconds to import, and has begun no threads yet
+        if child == 0:
+            try:
+                be_rank(*rank)
+                os._exit(0)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                sys.stderr.flush()
+            finally:
+                os._exit(1)
+        return child
+
+    for world, what in ((2, how), (1, "load"), (3, "load")):
+        ranks = [forked(rank, world, what) for rank in range(world)]
+        if any([os.waitpid(rank, 0)[1] for rank in ranks]):
+            sys.exit(f"{what} with {world} ranks failed")
 """
 
 
-def run_ranks(world, meeting, *arguments):
-    """Run the script in ``world`` processes that meet at a file (a port could be taken by another test)."""
-    root = str(Path(__file__).parent.parent)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(RANK), *map(str, arguments)], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": root, "RANK": str(rank), "WORLD_SIZE": str(world),
-                 "MEETING": str(meeting), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=300) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(error for _, error in outputs)
-
-
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("how", ["save", "async_save"])
 def test_ranks_save_and_other_numbers_of_ranks_load(tmp_path, how):
-    run_ranks(2, tmp_path / "2", how, tmp_path / "c")
-    for world in (1, 3):
-        run_ranks(world, tmp_path / str(world), "load", tmp_path / "c")
+    """Ranks meet at a file: a port could be taken by another test."""
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(RANKS), how, str(tmp_path / "c")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
     ckpts = Checkpoints(tmp_path / "c", read_only=True)
     assert ckpts.verify() == [] and {s[:4] for s in ckpts.latest().sections} == {"rank"}

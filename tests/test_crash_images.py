@@ -37,7 +37,7 @@ def test_images_built_one_by_one(part: int) -> None:
     assert explorer.counts["opened by zarr-python"] > 250 or not zarr
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", share.mine(range(6)))
 def test_long_workloads_on_several_clocks(seed: int) -> None:
     draw = random.Random(seed)
     explorer = Explorer(seed=seed, build=2, resumes=0.05)

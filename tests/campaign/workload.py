@@ -119,9 +119,10 @@ def state_of(dataset: trajstore.Dataset) -> State:
     for path in ("x", "obs/image", "note"):
         if path in dataset.fields:
             pairs = dataset.field_pairs(path)
-            values = dataset.snapshots[0].field(path)
-            for number, (start, stop) in enumerate(pairs.tolist()):
-                parts[number].append(values.read(start, stop).tobytes())
+            rows = dataset.snapshots[0].field(path).read_runs(*pairs.T)
+            ends = np.cumsum(pairs[:, 1] - pairs[:, 0])
+            for found, values in zip(parts, np.split(rows, ends[:-1])):
+                found.append(values.tobytes())
     return State(tuple((seed, *found) for seed, found in zip(seeds, parts)))
 
 
