@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import trajstore
+from trajstore.cli import formats
 from trajstore.errors import AlreadyExistsError, CorruptionError, SchemaError
 
 h5py = pytest.importorskip("h5py")
@@ -360,3 +364,23 @@ def test_the_hdf5_container_comes_back_byte_for_byte(ds, tmp_path):
     with trajstore.create(tmp_path / "back", resume=True) as writer:
         writer.append(trajectory(99), seed=1, success=True)
     assert len(trajstore.open(tmp_path / "back")) == COUNT + 1
+
+
+@pytest.mark.parametrize("name", ["flat", "diffusion_policy"])
+def test_narrow_rows_take_little_memory_to_export(name: str, tmp_path: Path) -> None:
+    """Finding a row takes more bytes than such a row has."""
+    if name == "diffusion_policy":
+        pytest.importorskip("zarr")
+    with trajstore.create(tmp_path / "s") as writer:
+        for _ in range(20):
+            writer.append({"action": np.zeros(100_000, np.uint8)})
+    dataset = trajstore.open(tmp_path / "s")
+    export = formats.load(name, "exporter")
+    export(dataset[:1], tmp_path / "warm.npz")
+    tracemalloc.start()
+    try:
+        export(dataset, tmp_path / "out.npz")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6

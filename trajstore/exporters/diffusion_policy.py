@@ -22,6 +22,7 @@ CARRIES = {
     )
 }
 _BLOCK_BYTES = 16 << 20
+_FINDING_BYTES = 64  # that it takes to find one row, however narrow it is
 
 
 def export_diffusion_policy(
@@ -89,7 +90,7 @@ def _taken(dataset: Dataset, fields: Sequence[str] | None) -> tuple[dict[str, st
 def _fill(out: Any, dataset: Dataset, name: str) -> None:
     """Copy the first T rows of every trajectory, some megabytes at a time."""
     lengths = dataset.lengths
-    row = max(int(np.prod(out.shape[1:])) * out.dtype.itemsize, 1)
+    row = int(np.prod(out.shape[1:])) * out.dtype.itemsize + _FINDING_BYTES
     at = first = 0
     while first < len(dataset):
         stop = first + 1

@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 
 CARRIES = {"d4rl": Carriage(), "ogbench": Carriage(), "flat": replace(EVERYTHING, bfloat16="as float32")}
 _BLOCK_BYTES = 16 << 20
+_FINDING_BYTES = 64  # that it takes to find one row, however narrow it is
 
 
 def export_d4rl(
@@ -170,6 +171,6 @@ def _described(dataset: Dataset, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _blocks(rows: StepRows) -> Iterator[Array]:
-    step = max(1, _BLOCK_BYTES // max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1))
+    step = max(1, _BLOCK_BYTES // (int(np.prod(rows.shape[1:])) * rows.dtype.itemsize + _FINDING_BYTES))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
