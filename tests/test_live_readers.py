@@ -15,7 +15,7 @@ from tests.campaign import readers, share
 
 @pytest.mark.parametrize("seed", range(2))
 def test_our_own_readers_and_their_old_snapshots(seed: int) -> None:
-    counts = readers.campaign(8, 2 * share.NUMBER + seed, ("own", "own_held"))
+    counts = readers.campaign(7, 2 * share.NUMBER + seed, ("own", "own_held"))
     share.count("live readers", counts)
     assert counts["own reader"] and counts["reads"] > 20
 
@@ -26,7 +26,7 @@ def test_our_own_readers_and_their_old_snapshots(seed: int) -> None:
 def test_readers_of_other_makes(kind: str, package: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    counts = readers.campaign(6, 7 + share.NUMBER, ("own", kind))
+    counts = readers.campaign(5, 7 + share.NUMBER, ("own", kind))
     share.count("live readers", counts)
     assert counts["reads"] > 20
 

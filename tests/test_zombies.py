@@ -101,7 +101,7 @@ def test_a_stopped_process_finds_itself_fenced(tmp_path: Path) -> None:
         try:
             writer = open_writer(trajstore.media.storage.LocalStorage(place))
             os.unlink(place / "__trajstore/lock")  # as good as a lock that lies
-            for seed in range(1000):
+            for seed in range(4000):
                 writer.append(trajectory(seed), seed=seed)
                 writer.commit()
                 os.write(writing, b"%d\n" % seed)

@@ -90,7 +90,7 @@ class Collection:
         listener.start()
         time.sleep(self.draw.random() * longest)
         os.kill(child, number)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         again = time.monotonic() + 5
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)

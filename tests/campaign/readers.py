@@ -74,7 +74,7 @@ class Hunt:
         dataset = trajstore.open(self.place)
         first = max(0, len(dataset) - 6)
         self._check_seeds(dataset.table["seed"], "own reader")
-        numbers = [*range(first, len(dataset)), *self.draw.sample(range(first), min(first, 200))]
+        numbers = [*range(first, len(dataset)), *self.draw.sample(range(first), min(first, 400))]
         self.counts["reads"] += 1 + len(numbers)
         for number in numbers:
             if dataset[number]["x"][:].tobytes() != rows_of(number)[1]:
@@ -154,14 +154,14 @@ def campaign(seconds: float, seed: int = 0, kinds: tuple[str, ...] = ()) -> Coun
         hunt = Hunt(folder / "store", seed)
         hunt.start()
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while hunt.newest < 3 and time.monotonic() < deadline:
                 try:
                     hunt.own()
                 except NotFoundError:
                     time.sleep(0.01)
             end, then = time.monotonic() + seconds, 0
-            while time.monotonic() < end:
+            while time.monotonic() < end or hunt.counts["reads"] < 100:
                 getattr(hunt, hunt.draw.choice(names))()
                 if hunt.newest > then + 10 and hunt.draw.random() < 0.1:
                     hunt.crash()
