@@ -92,7 +92,7 @@ class ForeignFolder:
         if (
             self.kind == "rllib"
             and (self._path / name / METADATA).exists()
-            and _read_json(self._path / name / METADATA) is None
+            and read_json(self._path / name / METADATA) is None
         ):
             raise CorruptionError(f"{self._path / name / METADATA} is not readable")
         return checked
@@ -100,7 +100,7 @@ class ForeignFolder:
     def discard(self, names: Sequence[str]) -> None:
         """Remove checkpoints; first from the index, so that it never names what is not there."""
         gone = set(names)
-        index = _read_json(self._path / INDEX) if self.kind == "rllib" else None
+        index = read_json(self._path / INDEX) if self.kind == "rllib" else None
         if index is not None and isinstance(index.get("checkpoints"), list):
             kept = [e for e in index["checkpoints"] if not (isinstance(e, dict) and e.get("path") in gone)]
             index = {**index, "checkpoints": kept, "last_updated": datetime.now().isoformat()}
@@ -124,7 +124,7 @@ class ForeignFolder:
         for path in self._path.iterdir():
             match = _RLLIB.fullmatch(path.name)
             if match and path.is_dir():
-                metadata = _read_json(path / METADATA) or {}
+                metadata = read_json(path / METADATA) or {}
                 metrics = {key: value for key, value in metadata.items() if key not in _FACTS}
                 found.append(
                     {
@@ -196,7 +196,7 @@ def load_metrics_history(folder: str | Path, iteration: int | None = None) -> li
     for _, path in sorted(files):
         if not path.exists():
             continue
-        history = _read_json(path, kind=list)
+        history = read_json(path, kind=list)
         if history is None:
             warnings.warn(f"{path} is not readable and was passed over", stacklevel=2)
             continue
@@ -244,7 +244,8 @@ def _time(stamp: Any, path: Path) -> float:
         return path.stat().st_mtime
 
 
-def _read_json(path: Path, kind: type = dict) -> Any:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """What a JSON file holds; ``None`` if it cannot be read or is of another kind."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -31,13 +31,13 @@ class Imported:
     failed: tuple[tuple[str, str], ...]
 
 
-def import_checkpoints(source: str | Path, target: str | Path | Checkpoints, *, keep_all: bool = True) -> Imported:
+def import_checkpoints(source: str | Path, target: str | Path | Checkpoints) -> Imported:
     """Take over a folder of RLlib, NavRL, OpenRL or Stable-Baselines3 checkpoints, the oldest first.
 
     Parameters
     ----------
-    target : a folder, or open ``Checkpoints`` (whose rules then apply). Can be called again after a kill.
-    keep_all : with a folder: no rule removes any of them.
+    target : a folder, of which no rule then removes any, or open ``Checkpoints`` (whose rules apply). Can be called
+        again after a kill.
 
     Notes
     -----
@@ -51,7 +51,7 @@ def import_checkpoints(source: str | Path, target: str | Path | Checkpoints, *, 
         raise SchemaError(f"{source} holds checkpoints of trajstore already")
     if isinstance(target, Checkpoints):
         return _import(origin, target)
-    with Checkpoints(target, keep_last=None if keep_all else 3, rng=False) as checkpoints:
+    with Checkpoints(target, keep_last=None, rng=False) as checkpoints:
         return _import(origin, checkpoints)
 
 

@@ -156,13 +156,13 @@ class Shelf:
             )
         return chosen
 
-    def free_name(self, step: int, suffix: str = "") -> str:
+    def free_name(self, step: int) -> str:
         """A name for a checkpoint of a step; a step that is there already gets a number."""
         taken = {name.partition(".")[0] for name in self.names()}
         name, number = f"step-{step:012d}", 2
         while name in taken:
             name, number = f"step-{step:012d}-{number}", number + 1
-        return name + suffix
+        return name
 
     def discard(self, *names: str, pool: Pool | None = None) -> None:
         """Remove checkpoints and what was said of them; ``pool`` where they are many: a folder's end takes a while."""

@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trajstore.checkpoint.foreign import load_metrics_history
+from trajstore.checkpoint.foreign import load_metrics_history, read_json
 from trajstore.checkpoint.plot import render, training_figure
 from trajstore.checkpoint.retention import Best, Candidate, Retention, select
 from trajstore.checkpoint.shelf import Shelf
@@ -135,7 +135,7 @@ class CheckpointManager:
     def list_checkpoints(self) -> list[dict[str, Any]]:
         """The metadata of all checkpoints, in the order of saving."""
         return [
-            _read_json(self.checkpoint_dir / entry["path"] / _METADATA) or entry for entry in self.checkpoint_history
+            read_json(self.checkpoint_dir / entry["path"] / _METADATA) or entry for entry in self.checkpoint_history
         ]
 
     def restore(self, trainer: Any, checkpoint: str | int | None = None) -> int:
@@ -146,7 +146,7 @@ class CheckpointManager:
         """
         path = self._find(checkpoint)
         check_receipt(LocalStorage(path.parent), path.name)
-        metadata = _read_json(path / _METADATA) or {}
+        metadata = read_json(path / _METADATA) or {}
         try:
             trainer.restore(str(path))
         except Exception as error:
@@ -181,7 +181,7 @@ class CheckpointManager:
 
     def _read_index(self) -> list[dict[str, Any]]:
         """The index, mended: folders decide what there is, the index in which order it came."""
-        index = _read_json(self.checkpoint_dir / _INDEX) or {}
+        index = read_json(self.checkpoint_dir / _INDEX) or {}
         entries: dict[str, dict[str, Any]] = {}
         for entry in index.get("checkpoints", []) if isinstance(index.get("checkpoints"), list) else []:
             name = entry.get("path") if isinstance(entry, dict) else None
@@ -193,7 +193,7 @@ class CheckpointManager:
         for folder in self.checkpoint_dir.iterdir():
             match = _NAME.fullmatch(folder.name)
             if match and folder.is_dir() and folder.name not in entries:
-                metadata = _read_json(folder / _METADATA) or {}
+                metadata = read_json(folder / _METADATA) or {}
                 modified = datetime.fromtimestamp(folder.stat().st_mtime).isoformat()
                 stamp = str(metadata.get("timestamp", modified))
                 unknown.append({"iteration": int(match[1]), "path": folder.name, "timestamp": stamp})
@@ -212,7 +212,7 @@ class CheckpointManager:
                 name=entry["path"],
                 step=int(entry["iteration"]),
                 order=position,
-                metrics=_read_json(self.checkpoint_dir / entry["path"] / _METADATA) or {},
+                metrics=read_json(self.checkpoint_dir / entry["path"] / _METADATA) or {},
                 pinned=bool(marks.get(entry["path"], {}).get("pinned")),
             )
             for position, entry in enumerate(self.checkpoint_history)
@@ -272,14 +272,6 @@ def plot_training_metrics(
     publish_file(storage, name, [render(training_figure(metrics_history, f"Training metrics, iteration {iteration}"))])
     if verbose:
         print(f"📊 Plot saved: {storage.describe(name)}")
-
-
-def _read_json(path: Path, kind: type = dict) -> Any:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, kind) else None
 
 
 def _json(value: Any) -> bytes:

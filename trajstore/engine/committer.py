@@ -65,7 +65,6 @@ class Committer:
         self._by_number = trajectories is not None or nbytes is not None
         self._taken_bytes = self._committed_bytes = 0
         self._committed: Any = None
-        self._refused: SchemaError | None = None
         self._stopped = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="trajstore-commit", daemon=True)

@@ -9,14 +9,16 @@ releases the interpreter lock.  The bytes do not depend on the number of threads
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from trajstore.engine import crew
+
 __all__ = ["Deflater"]
 
+_LEVEL = 6  # as np.savez_compressed has it
 _BLOCK = 1 << 20
 _WINDOW = 1 << 15
 
@@ -26,13 +28,11 @@ class Deflater:
 
     Parameters
     ----------
-    level : zlib's, 0 to 9.
     threads : by default as many as this process may use cores.
     """
 
-    def __init__(self, level: int = 6, threads: int | None = None) -> None:
-        threads = threads or _cores()
-        self._level = level
+    def __init__(self, threads: int | None = None) -> None:
+        threads = threads or crew.SIZE
         self._ahead = 2 * threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="trajstore-deflate")
         self._pending: deque[Future[bytes]] = deque()
@@ -66,17 +66,13 @@ class Deflater:
     def _submit(self, flush: int) -> None:
         block = bytes(self._block)
         self._block.clear()
-        self._pending.append(self._pool.submit(_deflate, block, self._window, self._level, flush))
+        self._pending.append(self._pool.submit(_deflate, block, self._window, flush))
         self._window = block[-_WINDOW:]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _deflate(block: bytes, window: bytes, level: int, flush: int) -> bytes:
+def _deflate(block: bytes, window: bytes, flush: int) -> bytes:
     if window:
-        stream = zlib.compressobj(level, zlib.DEFLATED, -15, zdict=window)
+        stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15, zdict=window)
     else:
-        stream = zlib.compressobj(level, zlib.DEFLATED, -15)
+        stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15)
     return stream.compress(block) + stream.flush(flush)

@@ -190,7 +190,7 @@ class _Blocks:
     """A block shuffle of one epoch: blocks in random order, their samples shuffled pool by pool."""
 
     def __init__(self, n: int, block: int, pool: int, seed: int, epoch: int) -> None:
-        self._n, self._block, self._pool = n, block, pool
+        self._block, self._pool = block, pool
         self._words = seed, epoch
         count = -(-n // block)
         self._order = Permutation(count, key(seed, epoch, "blocks"))(np.arange(count))
