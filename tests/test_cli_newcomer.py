@@ -111,3 +111,30 @@ def test_an_empty_name_is_no_path(monkeypatch: pytest.MonkeyPatch, store: Path) 
 def test_an_empty_store_has_no_field_and_says_so(empty: Path) -> None:
     result = cli("add-column", empty, "x", "--sum", "reward")
     assert result.stderr.splitlines() == [f"error: {empty} has no field 'reward'", "hint: it has none"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample", "S", "--weights", "level"], "column 'level' holds texts"),
+        (["sample", "S", "--windows", "99999999999999999999"], "a whole number, 1 to"),
+        (["sample", "S", "--windows", "2", "--stride", "99999999999999999999"], "a whole number, 1 to"),
+        (["sample", "S", "--fields", ""], "there is no field ''"),
+        (["repair", "S", "--commit", "9"], "--commit is for a DESTINATION, or --dry-run"),
+        (["export", "S", "out.npz", "--to", "flat", "--fields", ""], "there is no field ''"),
+        (["import", "F", "new", "--from", "flat", "-o", "limit=-1"], "limit is -1"),
+        (["import", "F", "new", "--from", "flat", "-o", "limit=x"], "limit is 'x'"),
+        (["import", "F", "F", "new", "--from", "flat"], "the format flat takes one SOURCE, not 2"),
+        (["export", "S", "out", "--to", "lerobot", "-o", "fps=-1"], "fps is a number above 0"),
+        (["export", "S", "out", "--to", "lerobot", "-o", "fps=x"], "fps is a number above 0"),
+        (["verify", "F"], "take it in with `trajstore import"),
+    ],
+)
+def test_what_is_answered_by_the_way_out(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("export", store, "flat.npz", "--to", "flat").exit_code == 0
+    result = cli(*[{"S": str(store), "F": "flat.npz"}.get(word, word) for word in words])
+    assert result.exit_code in (1, 2) and said in result.stderr and "defect" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["flat.npz"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import trajstore
-from trajstore.cli import formats
 from trajstore.errors import AlreadyExistsError, CorruptionError, SchemaError
 
 h5py = pytest.importorskip("h5py")
@@ -375,7 +376,7 @@ def test_narrow_rows_take_little_memory_to_export(name: str, tmp_path: Path) -> 
         for _ in range(20):
             writer.append({"action": np.zeros(100_000, np.uint8)})
     dataset = trajstore.open(tmp_path / "s")
-    export = formats.load(name, "exporter")
+    export: Any = getattr(importlib.import_module(f"trajstore.exporters.{name}"), f"export_{name}")
     export(dataset[:1], tmp_path / "warm.npz")
     tracemalloc.start()
     try:

@@ -207,9 +207,9 @@ def _members(path: str, container: str) -> list[str]:
 def store_of(argument: str | None, ckpt_dir: str | None) -> str:
     """The store that a command is to open; data of another format is refused with the way in."""
     path = one_of("STORE", argument, "--ckpt_dir", ckpt_dir)
-    if path and not os.path.exists(os.path.join(path, ROOT)) and not is_url(path) and not is_hdf5(path):
+    if path and not os.path.exists(os.path.join(path, ROOT)) and not is_url(path):
         found = recognised(path)
-        if found:
+        if found and found != "hdf5":
             hint = f"take it in with `trajstore import {path} new.zarr`"
             raise NotFoundError(f"{path} is no store, it looks like {FORMATS[found].title}", hint=hint)
     return path

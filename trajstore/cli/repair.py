@@ -7,7 +7,7 @@ import time
 import click
 
 from trajstore.cli.formats import store_of
-from trajstore.cli.options import json_option, option, progress_option
+from trajstore.cli.options import json_option, option, progress_option, usage
 from trajstore.cli.output import number, print_json, print_table, progress_bar
 
 
@@ -35,6 +35,8 @@ def repair(
     from trajstore.operations.assembly import located, refuse_existing
     from trajstore.operations.repair import kept, plan_repair
 
+    if commit is not None and destination is None and not dry_run:
+        raise usage("--commit is for a DESTINATION, or --dry-run")
     path = store_of(store, None)
     if destination is None and not dry_run:
         found = kept(path)

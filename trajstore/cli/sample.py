@@ -50,7 +50,7 @@ def sample(store: str | None, ckpt_dir: str | None, as_json: bool, **given: Any)
             dataset = dataset.where(given["where"])
         shape = ("length", "stride", "dilation", "before", "after", "pad")
         window = Window(**{name: given[name] for name in shape}) if given["length"] else None
-        fields = [name.strip() for name in given["fields"].split(",")] if given["fields"] else None
+        fields = [name.strip() for name in given["fields"].split(",")] if given["fields"] is not None else None
         samples = CutSamples(dataset, window, fields=fields)
         if not len(samples):
             raise usage(f"{place} has no sample of this shape: {len(dataset)} trajectories, none long enough")

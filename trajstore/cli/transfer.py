@@ -40,12 +40,17 @@ def import_(
       trajstore import ckpt_dir/ run.zarr
       trajstore import routes_a.npz routes_b.npz run.zarr --dedupe seed
     """
+    from trajstore.format.arguments import check_count
     from trajstore.operations.output import Exported
 
     name = format_name or formats.recognise(sources[0], "importer", "--from")
     function = formats.load(name, "importer")
     given = {"dedupe": dedupe, "unreadable": "skip" if skip_unreadable else None, **formats.more_options(more)}
     options = formats.accepted(function, given, name)
+    if "limit" in options:
+        check_count("limit", options["limit"])
+    if len(sources) > 1 and name not in ("routes", "rlinf"):
+        raise usage(f"the format {name} takes one SOURCE, not {len(sources)}: import each, and merge the stores")
     source = sources[0] if len(sources) == 1 else list(sources)
     with progress_bar("import", hidden=no_progress or as_json) as progress:
         report = function(source, store, progress=progress, **options)
@@ -112,8 +117,8 @@ def export(
     name = format_name or formats.recognise(path, "exporter", "--to")
     function = formats.load(name, "exporter")
     given |= {
-        "keys": [key.strip() for key in keys.split(",")] if keys else None,
-        "fields": [field.strip() for field in fields.split(",")] if fields else None,
+        "keys": [key.strip() for key in keys.split(",")] if keys is not None else None,
+        "fields": [field.strip() for field in fields.split(",")] if fields is not None else None,
         "compress": False if no_compress else None,
         "atomic": False if no_atomic else None,
         "overwrite": True if overwrite else None,

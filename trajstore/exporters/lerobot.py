@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -65,6 +66,8 @@ def export_lerobot(
     """
     if images not in ("png", "video"):
         raise SchemaError(f"images={images!r}", hint="images is 'png' or 'video'")
+    if not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
+        raise SchemaError(f"fps={fps!r:.60}", hint="fps is a number above 0, of frames a second")
     pyarrow, parquet = optional("pyarrow", "interchange"), optional("pyarrow.parquet", "interchange")
     found = find_roles(dataset, fields, **roles)
     features = _features(dataset, found, images)

@@ -168,6 +168,10 @@ class Samples:
         if isinstance(what, str):
             table = self.dataset.table
             if what in list(table):
+                if table[what].dtype == object:
+                    raise SchemaError(
+                        f"column {what!r} holds texts, which weigh nothing", hint=f"a filter: {what} == ''"
+                    )
                 values = np.asarray(table[what], np.float64)
             else:
                 parsed = Expression(what)

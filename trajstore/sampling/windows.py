@@ -16,6 +16,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 PADS = ("repeat", "zero")
+_MOST_STEPS = 1 << 31
 _OFF_STEP = 1e-3  # steps by which a time may miss one
 
 
@@ -50,7 +51,7 @@ class Window:
 
     def __post_init__(self) -> None:
         for name in ("length", "stride", "dilation"):
-            check_count(f"a window's {name}", getattr(self, name), 1)
+            check_count(f"a window's {name}", getattr(self, name), 1, _MOST_STEPS)
         check_count("before", self.before)
         check_count("after", self.after)
         if not isinstance(self.offsets or {}, Mapping):
