@@ -193,3 +193,10 @@ def test_a_foreign_file_is_named(tmp_path):
     with pytest.raises(FormatError, match="not one that trajstore wrote"):
         trajstore.open(tmp_path / "other.h5")
     assert os.listdir(tmp_path) == ["other.h5"]
+
+
+def test_a_store_without_any_array_is_refused(tmp_path):
+    trajstore.create(tmp_path / "s").close()
+    with pytest.raises(SchemaError, match="nothing was ever appended to"):
+        export_hdf5(trajstore.open(tmp_path / "s"), tmp_path / "s.h5")
+    assert not (tmp_path / "s.h5").exists()

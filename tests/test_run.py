@@ -150,3 +150,8 @@ def test_what_is_not_there_or_broken_says_so(tmp_path):
     with pytest.raises(CorruptionError):
         read_run(tmp_path / "broken")
     assert [info.status for info in list_runs(tmp_path)] == ["unreadable"]
+
+
+def test_a_folder_that_is_not_there_has_no_runs(tmp_path):
+    with pytest.raises(NotFoundError, match="there is no folder"):
+        list_runs(tmp_path / "results")

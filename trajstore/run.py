@@ -211,8 +211,10 @@ class RunInfo:
 
 
 def list_runs(root: str | Path) -> list[RunInfo]:
-    """The runs in a folder, by name, which is by time."""
+    """The runs in a folder, by name, which is by time. Raises ``NotFoundError`` if there is no such folder."""
     storage = LocalStorage(root)
+    if not Path(root).is_dir():
+        raise NotFoundError(f"there is no folder {storage.describe()}", hint="the one that run_dir() made runs in")
     found = []
     for name in sorted(storage.list("")):
         child = storage.child(name)

@@ -279,14 +279,3 @@ def campaign(each: int, seed: int = 0, names: tuple[str, ...] = ()) -> Counter[s
                 counts[f"{name}: killed" if dead else f"{name}: ended first"] += 1
                 counts["killed"] += dead
     return counts
-
-
-def every_operation(name: str) -> Counter[str]:
-    """One job, killed before each of its operations."""
-    counts: Counter[str] = Counter()
-    with room() as folder:
-        in_child(lambda: sources(folder))
-        workshop = Workshop(folder, name)
-        for at in range(1, workshop.operations + 1):
-            counts["killed"] += workshop.killed(at)
-    return counts

@@ -83,7 +83,8 @@ def _taken(dataset: Dataset, fields: Sequence[str] | None) -> tuple[dict[str, st
     extra = [name for name in names if relations[name] == "last_row_extra"]
     if extra:
         warnings.append("the observation after the last step was left out of " + ", ".join(extra))
-    warnings.append("columns left out: " + ", ".join(dataset.columns))
+    if dataset.columns:
+        warnings.append("columns left out: " + ", ".join(dataset.columns))
     return keys, warnings
 
 

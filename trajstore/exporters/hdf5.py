@@ -14,7 +14,7 @@ from trajstore.__about__ import __version__
 from trajstore.dataset import Dataset
 from trajstore.engine.gather import ArrayReader
 from trajstore.engine.snapshot import Snapshot
-from trajstore.errors import CorruptionError
+from trajstore.errors import CorruptionError, SchemaError
 from trajstore.format.checksum import crc32
 from trajstore.format.encoding import clock_layout, column_layout, field_layout
 from trajstore.format.intervals import IntervalSet
@@ -72,8 +72,11 @@ def export_hdf5(
     AlreadyExistsError
         Something stands at ``path``.
     SchemaError
-        The stores do not agree on a field.
+        The stores do not agree on a field, or nothing was ever appended to them.
     """
+    if not any(snapshot.manifest.arrays for snapshot in dataset.snapshots):
+        place = dataset.snapshots[0].place
+        raise SchemaError(f"nothing was ever appended to {place}", hint="append a trajectory first")
     union = _united(dataset, fields)
     with made_aside(path) as aside:
         with h5py_module().File(aside, "w", libver="latest") as file:

@@ -107,7 +107,8 @@ def export_tensordict(
         tree.memmap_(aside)
     left = [name for name in wanted if name not in kept]
     warnings = [f"fields left out: {', '.join(left)}"] if left else []
-    warnings.append("columns left out: " + ", ".join(dataset.columns))
+    if dataset.columns:
+        warnings.append("columns left out: " + ", ".join(dataset.columns))
     return Exported(len(dataset), steps, tuple(warnings))
 
 
