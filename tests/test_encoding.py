@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs import blosc
 
 from trajstore.errors import SchemaError
 from trajstore.format.encoding import (
@@ -23,6 +24,7 @@ from trajstore.format.encoding import (
 )
 from trajstore.format.layout import Codec
 from trajstore.format.schema import Field, Rule
+from trajstore.media.shard import decode_frame, encode_frame, encode_frames
 
 DIVISORS = (255, 256, 1)
 FLOATS = ("float16", "float32", "float64")
@@ -111,3 +113,37 @@ def test_chunks_are_powers_of_two_and_divide_shards(dtype: str, shape: list[int]
     layout = field_layout(Field(dtype, tuple(shape), "steps", array="steps/x"), codec)
     assert (layout.chunk_rows, layout.shard_rows) == (chunk, shard)
     assert layout.codec.blocksize in (0, layout.chunk_bytes)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("cname", ["zstd", "lz4"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "complex64", "bool"])
+@pytest.mark.parametrize("kind", ["smooth", "noise", "both"])
+def test_chunks_encoded_together_are_what_each_is_alone(kind: str, dtype: str, cname: str, threads: bool) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256, (32, 4096), np.uint8)
+    values[{"smooth": slice(None), "noise": slice(0), "both": slice(0, None, 2)}[kind]] //= 64
+    rows = values.view(dtype) if dtype != "bool" else values > 2
+    chunks = np.split(rows, 8)
+    codec = Codec(cname, 3, "shuffle", chunks[0].nbytes)
+    blosc.use_threads = threads
+    try:
+        together = encode_frames(rows, 8, codec)
+    finally:
+        blosc.use_threads = False
+    assert len(together) == 8
+    for chunk, frame in zip(chunks, together):
+        out = np.empty(chunk.nbytes, np.uint8)
+        decode_frame(frame, out)
+        assert out.tobytes() == chunk.tobytes()
+        if kind == "smooth":
+            assert frame == encode_frame(chunk, codec)
+
+
+def test_chunks_in_zstd_are_encoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    compress = blosc.compress
+    monkeypatch.setattr(blosc, "compress", lambda *given: calls.append(given) or compress(*given))
+    rows = np.arange(1 << 14).reshape(64, 256)
+    assert len(encode_frames(rows, 16, Codec("zstd", 1, "shuffle", rows.nbytes // 16))) == 16
+    assert len(calls) == 1

@@ -140,7 +140,7 @@ def test_memory_errors_anywhere_lose_nothing(monkeypatch: pytest.MonkeyPatch) ->
     from trajstore.media import shard
 
     for module, name in (
-        (arraywriter, "encode_frame"),
+        (arraywriter, "encode_frames"),
         (shard, "crc32"),
         (appender, "_Run"),
         (ingest, "Manifest"),

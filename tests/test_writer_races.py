@@ -143,9 +143,9 @@ def test_memory_that_is_short_for_a_moment_loses_nothing(monkeypatch: pytest.Mon
     """A chunk that could not be encoded is encoded by the next commit."""
     from trajstore.engine import arraywriter
 
-    encode, failures = arraywriter.encode_frame, iter([True, False, True])
+    encode, failures = arraywriter.encode_frames, iter([True, False, True])
 
-    def short(*arguments: Any) -> bytes:
+    def short(*arguments: Any) -> list[bytes]:
         if next(failures, False):
             raise MemoryError("no memory for a moment")
         return encode(*arguments)
@@ -156,7 +156,7 @@ def test_memory_that_is_short_for_a_moment_loses_nothing(monkeypatch: pytest.Mon
         for seed in range(5):
             writer.append(trajectory(seed), seed=seed)
         writer.commit()
-        monkeypatch.setattr(arraywriter, "encode_frame", short)
+        monkeypatch.setattr(arraywriter, "encode_frames", short)
         for seed in range(5, 11):
             writer.append(trajectory(seed), seed=seed)
         for _ in range(4):

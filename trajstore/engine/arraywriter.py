@@ -19,11 +19,11 @@ from trajstore.errors import AlreadyExistsError, ConflictError, StateError, Stor
 from trajstore.format.encoding import Pack
 from trajstore.format.layout import ArrayLayout, is_temporary, temporary
 from trajstore.format.manifest import Shard
-from trajstore.media.shard import GrowingShard, encode_frame
+from trajstore.media.shard import GrowingShard, encode_frames
 from trajstore.media.storage import Storage
 
 _AHEAD = 4  # full shards of an array that may wait for the disk
-_PACK_BYTES = 96 << 10  # stored bytes that are packed in one go: a few NumPy calls each, within the caches
+_BATCH_BYTES = 256 << 10  # stored bytes that are packed and encoded in one go: a few calls each, within the caches
 
 
 class Misfit(Exception):
@@ -84,12 +84,12 @@ class ArrayWriter:
             return
         size = layout.chunk_rows
         rows = np.ascontiguousarray(rows)
-        step = size if self.pack is None else size * max(1, _PACK_BYTES // layout.chunk_bytes)
+        step = size * max(1, _BATCH_BYTES // layout.chunk_bytes)
         scratch: np.ndarray[Any, Any] | None = None
         for at in range(0, len(rows), step):
             block = rows[at : at + step]
             held = len(block)
-            if self.pack is not None or held < size:
+            if self.pack is not None or held % size:
                 if scratch is None:
                     scratch = np.empty((min(step, -(-held // size) * size), *layout.row_shape), layout.dtype)
                 if self.pack is None:
@@ -98,9 +98,9 @@ class ArrayWriter:
                     raise Misfit(layout.path)
                 scratch[held:] = layout.fill
                 block = scratch
-            for inner in range(0, held, size):
-                chunk = block[inner : inner + size]
-                self._put((first + at + inner) // size, encode_frame(chunk, layout.codec), min(held - inner, size))
+            count = -(-held // size)
+            for i, frame in enumerate(encode_frames(block[: count * size], count, layout.codec)):
+                self._put((first + at) // size + i, frame, min(held - i * size, size))
 
     def _put(self, chunk: int, frame: bytes, rows: int) -> None:
         number, inner = divmod(chunk, self.layout.chunks_per_shard)

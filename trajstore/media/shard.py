@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,42 @@ Frame = Any  # bytes, or uint8 (n,)
 
 def encode_frame(chunk: np.ndarray[Any, Any], codec: Codec) -> bytes:
     """Compress one whole chunk (C-contiguous) and append its crc32c."""
-    if chunk.dtype.kind in "bc":  # the codec takes its type size from the buffer, and some of its buffers know neither
-        chunk = chunk.view(f"V{chunk.itemsize}") if chunk.dtype.kind == "c" else chunk.view(np.uint8)
-    frame: bytes = blosc.compress(chunk, codec.cname.encode(), codec.clevel, codec.shuffle_code, codec.blocksize)
+    frame = _compress(chunk, codec)
     return frame + _CRC.pack(crc32c(frame))
+
+
+def encode_frames(chunks: np.ndarray[Any, Any], count: int, codec: Codec) -> list[bytes]:
+    """The frames of ``count`` whole chunks that lie end to end (C-contiguous), as ``encode_frame`` makes them."""
+    size, rows = chunks.nbytes // count, len(chunks) // count
+    # Blosc takes any size of block in Zstd; in LZ4 it wants 64 KiB and more.
+    together = count > 1 and codec.blocksize == size and codec.cname == "zstd"
+    frames = _parted(_compress(chunks, codec), count, size) if together else []
+    return frames or [encode_frame(chunks[at : at + rows], codec) for at in range(0, len(chunks), rows)]
+
+
+def _parted(frame: bytes, count: int, size: int) -> list[bytes]:
+    """A frame of ``count`` blocks as so many frames of one block each: the reverse of ``_joined``. None of one without.
+
+    Here too it is the interpreter's lock that is let go once for many chunks.
+    """
+    encoding, _, blocksize, end, _ = _HEADER.unpack_from(frame)
+    if blocksize != size or encoding[2] & _COPIED:
+        return []
+    starts = [*np.frombuffer(frame, "<i4", count, FRAME_HEADER).tolist(), end]
+    if starts != sorted(starts):  # somebody has let Blosc work in threads, which lay blocks down as they are done
+        return []
+    parts = []
+    for start, stop in pairwise(starts):
+        part = _HEADER.pack(encoding, size, size, _FIRST_BLOCK + stop - start, _FIRST_BLOCK) + frame[start:stop]
+        parts.append(part + _CRC.pack(crc32c(part)))
+    return parts
+
+
+def _compress(chunks: np.ndarray[Any, Any], codec: Codec) -> bytes:
+    if chunks.dtype.kind in "bc":  # the codec takes its type size from the buffer, and some of its buffers know neither
+        chunks = chunks.view(f"V{chunks.itemsize}") if chunks.dtype.kind == "c" else chunks.view(np.uint8)
+    frame: bytes = blosc.compress(chunks, codec.cname.encode(), codec.clevel, codec.shuffle_code, codec.blocksize)
+    return frame
 
 
 def check_frame(frame: Frame, chunk_bytes: int) -> bytes | None:
