@@ -594,3 +594,28 @@ def test_scratch_of_the_killed_goes_at_the_next_opening(tmp_path):
     Checkpoints(tmp_path / "c").close()
     assert not (tmp_path / "c/__trajstore/tmp.123").exists() and not os.listdir(tmp_path / "c/__trajstore/trash")
     assert (tmp_path / "c/step-000000000001").exists()
+
+
+def test_nothing_is_counted_while_somebody_looks_at_the_figures(tmp_path, monkeypatch):
+    from trajstore.checkpoint import saver
+
+    look, count = saver.asdict, saver.Saver._count
+    looking, counted = threading.Event(), threading.Event()
+
+    def slow_count(*arguments):
+        assert looking.wait(60)
+        count(*arguments)
+        counted.set()
+
+    def slow_look(stats):
+        looking.set()
+        assert not counted.wait(0.2)
+        return look(stats)
+
+    monkeypatch.setattr(saver.Saver, "_count", slow_count)
+    monkeypatch.setattr(saver, "asdict", slow_look)
+    with Checkpoints(tmp_path / "c") as ckpts:
+        ckpts.save(1, {"x": np.arange(5)})
+        assert ckpts.stats["saved"] == 0
+        assert counted.wait(60)
+    assert Checkpoints(tmp_path / "c").latest().step == 1

@@ -160,8 +160,9 @@ class Saver:
                 _busy.add(self)
                 self._changed.notify_all()
         held = time.perf_counter() - start
-        self._stats.held_seconds += held
-        self._stats.last["held_seconds"] = held
+        with self._changed:
+            self._stats.held_seconds += held
+            self._stats.last["held_seconds"] = held
         return True
 
     def _take_arena(self) -> Arena | None:
@@ -320,14 +321,15 @@ class Saver:
     def _count(self, record: Record, linked: int, seconds: float) -> None:
         raw, stored = record.raw_bytes, record.stored_bytes - linked
         stats = self._stats
-        stats.saved += 1
-        stats.raw_bytes += raw
-        stats.stored_bytes += stored
-        stats.linked_bytes += linked
-        stats.persist_seconds += seconds
-        stats.last.update(
-            step=record.step, raw_bytes=raw, stored_bytes=stored, linked_bytes=linked, persist_seconds=seconds
-        )
+        with self._changed:
+            stats.saved += 1
+            stats.raw_bytes += raw
+            stats.stored_bytes += stored
+            stats.linked_bytes += linked
+            stats.persist_seconds += seconds
+            stats.last.update(
+                step=record.step, raw_bytes=raw, stored_bytes=stored, linked_bytes=linked, persist_seconds=seconds
+            )
 
 
 def _work(reference: weakref.ref[Saver], changed: threading.Condition) -> None:
