@@ -600,9 +600,10 @@ def test_nothing_is_counted_while_somebody_looks_at_the_figures(tmp_path, monkey
     from trajstore.checkpoint import saver
 
     look, count = saver.asdict, saver.Saver._count
-    looking, counted = threading.Event(), threading.Event()
+    written, looking, counted = threading.Event(), threading.Event(), threading.Event()
 
     def slow_count(*arguments):
+        written.set()
         assert looking.wait(60)
         count(*arguments)
         counted.set()
@@ -616,6 +617,7 @@ def test_nothing_is_counted_while_somebody_looks_at_the_figures(tmp_path, monkey
     monkeypatch.setattr(saver, "asdict", slow_look)
     with Checkpoints(tmp_path / "c") as ckpts:
         ckpts.save(1, {"x": np.arange(5)})
+        assert written.wait(60)
         assert ckpts.stats["saved"] == 0
         assert counted.wait(60)
     assert Checkpoints(tmp_path / "c").latest().step == 1
