@@ -65,7 +65,7 @@ def _codec(profile: str, *, packed: bool = False) -> str:
 @row("ingest")
 def ingest(bench: Bench) -> Iterator[Claim]:
     """Float16 frames and seven more fields, until all is durable, against the layout that collectors use today."""
-    routes = data.routes(4_600 if bench.short else 27_600)  # more than a queue holds: what is sustained
+    routes = data.routes(4_600 if bench.short else 55_200)  # five times what a queue holds: what is sustained
     steps = sum(len(route["obs"]) for route in routes)
     frames = np.concatenate([route["obs"] for route in routes])
     places = {name: bench.folder / f"ingest.{i}" for i, name in enumerate((USERS, *PROFILES, ZARR))}

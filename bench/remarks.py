@@ -36,9 +36,9 @@ REMARKS: dict[str, str] = {
     "less in all, but one more package; fewer steps for a pickle and a shorter memory of it, 2% at the most.",
     "scale": "Resuming is flushes of the disk (a lock, a manifest, a commit), whatever the number of trajectories. "
     "A filter reads two columns whole.",
-    "merge-linked": "The merge takes some 50 ms whatever the bytes: a call for each link, a dozen manifests and tables, "
-    "and the flushes; copying 2 GB from page cache to page cache, never flushed, took 0.6 s in this run and 2 s in "
-    "another, where the machine had no memory at hand.",
+    "merge-linked": "The merge takes some 50 ms whatever the bytes: a call for each link, a dozen manifests and "
+    "tables, and the flushes; copying 2 GB from page cache to page cache, never flushed, took 0.6 s in this run and "
+    "2 s in another, where the machine had no memory at hand.",
     "merge-rewritten": "The codec, where chunks are encoded anew.",
     "hdf5": "Each chunk is checked, moved and flushed; the peer compresses with the same codec.",
     "windows-lowdim": "Both do one gather for each field. The 48 ms against which the bar was set were not met here: "

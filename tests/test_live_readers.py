@@ -15,7 +15,7 @@ from tests.campaign import readers, share
 
 @pytest.mark.parametrize("seed", range(2))
 def test_our_own_readers_and_their_old_snapshots(seed: int) -> None:
-    counts = readers.campaign(7, 2 * share.NUMBER + seed, ("own", "own_held"))
+    counts = readers.campaign(5, 2 * share.NUMBER + seed, ("own", "own_held"), reads=17_000)
     share.count("live readers", counts)
     assert counts["own reader"] and counts["reads"] > 20
 

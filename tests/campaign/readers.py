@@ -147,8 +147,8 @@ class Hunt:
             raise Violation(f"{who}: seeds {seeds}")
 
 
-def campaign(seconds: float, seed: int = 0, kinds: tuple[str, ...] = ()) -> Counter[str]:
-    """Readers in turns for so long, the writer killed after every dozen commits or so."""
+def campaign(seconds: float, seed: int = 0, kinds: tuple[str, ...] = (), reads: int = 100) -> Counter[str]:
+    """Readers in turns for so long, and until so much is read; the writer is killed after a dozen commits or so."""
     names = kinds or ("own", "own_held", "zarr_python", "tensorstore", "zarrs")
     with room() as folder, tiny_shards():
         hunt = Hunt(folder / "store", seed)
@@ -161,7 +161,7 @@ def campaign(seconds: float, seed: int = 0, kinds: tuple[str, ...] = ()) -> Coun
                 except NotFoundError:
                     time.sleep(0.01)
             end, then = time.monotonic() + seconds, 0
-            while time.monotonic() < end or hunt.counts["reads"] < 100:
+            while time.monotonic() < end or hunt.counts["reads"] < reads:
                 getattr(hunt, hunt.draw.choice(names))()
                 if hunt.newest > then + 10 and hunt.draw.random() < 0.1:
                     hunt.crash()
