@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import trajstore
-from trajstore.engine.encoders import Budget, Encoders, Job, finish
+from trajstore.engine.budget import Budget
+from trajstore.engine.encoders import Encoders, Job, finish
 
 PATIENCE = 60.0
 

@@ -18,8 +18,9 @@ from tests.campaign.disk import Disk, Tapped
 from tests.campaign.workload import State, open_writer, recover, rows_of, tiny_shards, trajectory
 from trajstore.engine import signals
 from trajstore.engine.appender import Appender
+from trajstore.engine.budget import Budget
 from trajstore.engine.buffers import Buffers
-from trajstore.engine.encoders import Budget, Job
+from trajstore.engine.encoders import Job, finish
 from trajstore.errors import StateError, StorageError
 from trajstore.format.layout import ArrayLayout, Codec
 from trajstore.media.storage import LocalStorage
@@ -77,6 +78,51 @@ def test_a_buffer_is_not_filled_again_while_its_last_rows_wait_for_room() -> Non
     appender.write(np.array([40, 50, 60]))
     later.run()
     assert target.rows == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+class Meanwhile:
+    """A lock, at the first release of which something happens."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then = then
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        then, self.then = self.then, lambda: None
+        then()
+
+
+def test_a_chunk_that_fails_while_another_is_tried_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    later, target = Later(), Target()
+
+    def short(*_: object) -> None:
+        raise MemoryError("no memory for a moment")
+
+    appender = Appender(
+        target,  # type: ignore[arg-type]
+        np.dtype("int64"),
+        0,
+        encoders=later,  # type: ignore[arg-type]
+        budget=Budget(1 << 20),
+        buffers=Buffers(later),  # type: ignore[arg-type]
+        clock=time.monotonic,
+    )
+    appender.write(np.arange(4))
+    appender.write(np.arange(4, 8))
+    with monkeypatch.context() as patched:
+        patched.setattr(target, "encode", short)
+        later.jobs.pop(0).run()
+        monkeypatch.setattr(appender, "_guard", Meanwhile(later.jobs.pop(0).run))
+        waited_for = appender.freeze()
+    later.run()
+    with pytest.raises(MemoryError):
+        finish(waited_for)
+    waited_for = appender.freeze()
+    later.run()
+    finish(waited_for)
+    finish(appender.freeze())
+    assert target.rows == {row: row for row in range(8)}
 
 
 def frames(value: float, count: int) -> np.ndarray[Any, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from trajstore.engine.arraywriter import ArrayWriter, Misfit
+from trajstore.engine.budget import Budget
 from trajstore.engine.buffers import BLOCK_BYTES, Buffer, Buffers
-from trajstore.engine.encoders import Budget, Encoders, Job
+from trajstore.engine.encoders import Encoders, Job
 
 #: NumPy lets go of the interpreter's lock to copy so many values, and waits longer than it copies to get it back.
 _LOCK_KEPT = 500
@@ -155,10 +156,10 @@ class Appender:
 
     def _try_again(self) -> None:
         """Hand over once more what could not be encoded, for want of memory say."""
+        # In this order: a job is in ``_failed`` before it has its error, so none that is dropped here is not there.
+        self._jobs = deque(job for job in self._jobs if job.error is None)
         with self._guard:
             failed, self._failed = self._failed, []
-        if failed:
-            self._jobs = deque(job for job in self._jobs if job.error is None)
         for run, start, stop, amount in failed:
             self._budget.acquire(amount, self._clock)
             self._jobs.append(self._encoders.submit(self._encode, run, start, stop, amount))

@@ -14,10 +14,11 @@ import numpy as np
 from trajstore.__about__ import __version__
 from trajstore.engine.appender import Appender
 from trajstore.engine.arraywriter import ArrayWriter
+from trajstore.engine.budget import Budget
 from trajstore.engine.buffers import Buffers
 from trajstore.engine.catalogue import Catalogue
 from trajstore.engine.commit import Session
-from trajstore.engine.encoders import Budget, Encoders, Job, finish
+from trajstore.engine.encoders import Encoders, Job, finish
 from trajstore.engine.identity import Identity
 from trajstore.engine.intake import ABSENT
 from trajstore.engine.pool import Pool
